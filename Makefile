@@ -1,0 +1,41 @@
+# Every target sets itself up: the first one makes .venv and installs the project with its extras.
+#   make demo    compile for this machine, run on a photograph, write a report
+#   make test    the whole test suite
+#   make check   format, lint, types
+#   make bench   the benchmark table of the README
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); \
+                  [ $$n -gt 4 ] && echo 4 || echo $$n)
+ARGS   ?=
+
+.PHONY: demo test check bench clean
+.DEFAULT_GOAL := test
+
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python >= 3.10 or say 'make PYTHON=/path/to/python'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python >= 3.10 is required, $(PYTHON) is $$($(PYTHON) -V 2>&1): say 'make PYTHON=python3.12'" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python -m venv failed: on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m dcn_tvm demo $(ARGS)
+
+# Workers share the cores: one thread each, or the OpenMP pools of several workers fight.
+test: $(READY)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m dcn_tvm bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,136 @@
+"""What a benchmark compares: a contender prepares a call for a case and a setting."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from dcn_tvm.suites import Case
+
+Mode = Literal["forward", "forward+backward", "network"]
+MODES: tuple[Mode, ...] = ("forward", "forward+backward", "network")
+MEMORY_FORMATS = ("contiguous", "channels_last")
+
+Call = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a contender beside the sizes."""
+
+    mode: Mode = "forward"
+    dtype: str = "float32"
+    memory_format: str = "contiguous"
+
+
+def settings(
+    modes: Sequence[Mode] = MODES,
+    dtypes: Sequence[str] = ("float32",),
+    memory_formats: Sequence[str] = MEMORY_FORMATS,
+) -> tuple[Setting, ...]:
+    """Return every combination."""
+    return tuple(Setting(m, d, f) for m in modes for d in dtypes for f in memory_formats)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One provider of an op, or a floor that does as many operations.
+
+    Attributes:
+        name: what the tables call it.
+        role: "ours"; "peer", the same function by others; "baseline", to whose time all others are
+            related; "floor", another function of the same FLOPs; "rest", what the network mode
+            does beside the op.
+        package: the distribution whose version a row states.
+        settings: the settings it takes part in.
+        prepare: makes the inputs and returns the call to time; the call returns the results: the
+            output and, in the backward mode, the gradients.
+        install: how to get it.
+        imports: the modules that must be importable.
+    """
+
+    name: str
+    role: Literal["ours", "peer", "baseline", "floor", "rest"]
+    package: str
+    settings: tuple[Setting, ...]
+    prepare: Callable[[Case, Setting], Call]
+    install: str
+    imports: tuple[str, ...] = ()
+
+    def absent_because(self) -> str | None:
+        """Return why the contender cannot run here, or None if it can."""
+        for module in self.imports:
+            try:
+                importlib.import_module(module)
+            except (ImportError, OSError, RuntimeError) as error:  # a mismatched build raises these
+                return f"{type(error).__name__}: {error}".splitlines()[0]
+        return None
+
+    @property
+    def same_function(self) -> bool:
+        """Whether its results must agree with the oracle's."""
+        return self.role in ("ours", "peer")
+
+    @property
+    def version(self) -> str:
+        """The version of the distribution that provides it."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:  # a bare checkout on the path
+            return "checkout"
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """Everything the benchmark knows about one op.
+
+    Attributes:
+        contenders: in the order of the tables' columns.
+        oracle: prepares a trusted call on the same numbers in at least float32; what calls itself
+            the same function must agree with it before it is timed.
+        flops: floating-point operations of a case in a mode.
+        shrink: the same channels on a tiny image: the same kernels, next to no work.
+        output_bytes: size of the float32 result.
+    """
+
+    contenders: tuple[Contender, ...]
+    oracle: Callable[[Case, Setting], Call]
+    flops: Callable[[Case, Mode], int]
+    shrink: Callable[[Case], Case]
+    output_bytes: Callable[[Case], int]
+
+    def contender(self, name: str) -> Contender:
+        """Return the contender called `name`."""
+        return next(contender for contender in self.contenders if contender.name == name)
+
+    def present(self) -> tuple[Contender, ...]:
+        """Return the contenders that can run here."""
+        return tuple(c for c in self.contenders if c.absent_because() is None)
+
+    def absent(self) -> dict[str, str]:
+        """Return, for each contender that cannot run here, why not and how to get it."""
+        reasons = {c: c.absent_because() for c in self.contenders}
+        return {c.name: f"{reason}; {c.install}" for c, reason in reasons.items() if reason}
+
+
+def bench_of(op: str) -> OpBench:
+    """Return the benchmark of `op`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = f"dcn_tvm.bench.{op}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ValueError(f"there is no benchmark of {op!r}") from error
+    bench = module.BENCH
+    assert isinstance(bench, OpBench)
+    return bench

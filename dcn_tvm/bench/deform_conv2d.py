@@ -1,0 +1,292 @@
+"""Contenders of deformable convolution.
+
+Offsets are normal with a standard deviation of 1.5 pixels, rounded to odd multiples of 1/128
+pixel: at an integer the slope jumps, and there two right answers may differ. In channels_last all
+4-D tensors have that format, as after `model.to(memory_format=torch.channels_last)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import dcn_tvm
+import dcn_tvm.reference
+from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, settings
+from dcn_tvm.suites import Case
+
+OFFSET_STD_PIXELS = 1.5
+ONNX_OPSET = 19
+SHRUNK_PIXELS = 8
+
+Pair = tuple[int, int]
+Op = Callable[[Tensor, Tensor, Tensor, Tensor, Pair, Pair, Pair], Tensor]
+
+_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Geometry(NamedTuple):
+    """The sizes of a case."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    map_size: Pair
+    output_size: Pair
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    offset_groups: int
+
+    @classmethod
+    def of(cls, case: Case) -> Geometry:
+        """Return the sizes of `case`, the output's computed."""
+        map_size = (case.integer("height"), case.integer("width"))
+        kernel, stride, padding, dilation = (
+            case.pair(name) for name in ("kernel_size", "stride", "padding", "dilation")
+        )
+        rows, columns = (
+            (map_size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+            for i in range(2)
+        )
+        return cls(
+            case.integer("batch"),
+            case.integer("in_channels"),
+            case.integer("out_channels"),
+            map_size,
+            (rows, columns),
+            kernel,
+            stride,
+            padding,
+            dilation,
+            case.integer("offset_groups"),
+        )
+
+    @property
+    def taps(self) -> int:
+        """Elements of the kernel window."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels in the batch."""
+        return self.batch * math.prod(self.output_size)
+
+
+class Arguments(NamedTuple):
+    """The tensors of one call, the gradient from above, the 1×1 filters of the network mode."""
+
+    input: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor
+    grad_output: Tensor
+    filter_before: Tensor
+    filter_after: Tensor
+
+
+def arguments(case: Case, dtype: str, memory_format: str = "contiguous") -> Arguments:
+    """Return tensors for `case`, the same numbers for everyone."""
+    g = Geometry.of(case)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, std: float = 1.0) -> Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    c, o = g.in_channels, g.out_channels
+    offset = normal(g.batch, 2 * g.offset_groups * g.taps, *g.output_size, std=OFFSET_STD_PIXELS)
+    tensors = Arguments(
+        normal(g.batch, c, *g.map_size),
+        (2 * torch.floor(offset * 64) + 1) / 128,
+        normal(o, c, *g.kernel_size, std=1 / math.sqrt(c * g.taps)),
+        normal(o),
+        normal(g.batch, o, *g.output_size),
+        normal(c, c, 1, 1, std=1 / math.sqrt(c)),
+        normal(o, o, 1, 1, std=1 / math.sqrt(o)),
+    )
+    target = getattr(torch, dtype)
+    return Arguments(*(_place(tensor.to(target), memory_format) for tensor in tensors))
+
+
+def _place(tensor: Tensor, memory_format: str) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=_FORMATS[memory_format])
+
+
+def _torch_call(op: Op, case: Case, setting: Setting, compute_dtype: str | None = None) -> Call:
+    """Return the call that runs `op` in a mode; `compute_dtype` widens the rounded inputs."""
+    tensors = arguments(case, setting.dtype, setting.memory_format)
+    if compute_dtype:
+        tensors = Arguments(*(tensor.to(getattr(torch, compute_dtype)) for tensor in tensors))
+    g = Geometry.of(case)
+    inputs = tensors[:4]
+
+    def forward() -> Tensor:
+        return op(*inputs, g.stride, g.padding, g.dilation)
+
+    def forward_backward() -> list[Tensor]:
+        output = forward()
+        gradients = torch.autograd.grad(output, inputs, tensors.grad_output, allow_unused=True)
+        return [output, *(gradient for gradient in gradients if gradient is not None)]
+
+    def network() -> list[Tensor]:
+        before = functional.conv2d(tensors.input, tensors.filter_before).relu_()
+        output = op(before, *inputs[1:], g.stride, g.padding, g.dilation)
+        return [functional.conv2d(output, tensors.filter_after).relu_()]
+
+    if setting.mode == "network":
+        return network
+    if setting.mode == "forward":
+        return lambda: [forward()]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    return forward_backward
+
+
+def _ours(case: Case, setting: Setting) -> Call:
+    return _torch_call(dcn_tvm.deform_conv2d, case, setting)
+
+
+def _oracle(case: Case, setting: Setting) -> Call:
+    return _torch_call(dcn_tvm.reference.deform_conv2d, case, setting, "float32")
+
+
+def _torchvision(case: Case, setting: Setting) -> Call:
+    from torchvision.ops import deform_conv2d
+
+    return _torch_call(deform_conv2d, case, setting)
+
+
+def _conv2d(case: Case, setting: Setting) -> Call:
+    def op(
+        input: Tensor, _: Tensor, weight: Tensor, bias: Tensor, s: Pair, p: Pair, d: Pair
+    ) -> Tensor:
+        return functional.conv2d(input, weight, bias, s, p, d)
+
+    return _torch_call(op, case, setting)
+
+
+def _rest(case: Case, setting: Setting) -> Call:
+    """Return the network mode's call with an op that costs nothing."""
+    ready = arguments(case, setting.dtype, setting.memory_format).grad_output
+    return _torch_call(lambda *_: ready, case, setting)
+
+
+def _gemm(case: Case, setting: Setting) -> Call:
+    """Return `weight [O, C*K] @ columns [C*K, pixels]`, and for backward its two gradients."""
+    g = Geometry.of(case)
+    weight = torch.randn(g.out_channels, g.in_channels * g.taps)
+    columns = torch.randn(g.in_channels * g.taps, g.pixels)
+    grad_output = torch.randn(g.out_channels, g.pixels)
+    if setting.mode == "forward":
+        return lambda: [weight @ columns]
+    return lambda: [weight @ columns, weight.T @ grad_output, grad_output @ columns.T]
+
+
+def _onnxruntime(case: Case, setting: Setting) -> Call:
+    """Return a session's run; weight and bias are constants of the model, which helps it most."""
+    import onnxruntime
+
+    tensors = arguments(case, setting.dtype)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Idle ONNX Runtime threads would spin and slow down every other contender.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        _onnx_model(tensors, Geometry.of(case)), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {"X": tensors.input.numpy(), "offset": tensors.offset.numpy()}
+    return lambda: [torch.from_numpy(session.run(None, feed)[0])]
+
+
+def _onnx_model(tensors: Arguments, g: Geometry) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node(
+        "DeformConv",
+        ["X", "W", "offset", "B"],
+        ["Y"],
+        kernel_shape=list(g.kernel_size),
+        strides=list(g.stride),
+        pads=[*g.padding, *g.padding],
+        dilations=list(g.dilation),
+        offset_group=g.offset_groups,
+    )
+    graph = helper.make_graph(
+        [node],
+        "deform_conv2d",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
+            for name, tensor in (("X", tensors.input), ("offset", tensors.offset))
+        ],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, list(tensors.grad_output.shape))],
+        [
+            numpy_helper.from_array(tensor.numpy(), name)
+            for name, tensor in (("W", tensors.weight), ("B", tensors.bias))
+        ],
+    )
+    opset = [helper.make_opsetid("", ONNX_OPSET)]
+    # The oldest IR version with this opset: newer ones are refused by older runtimes.
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def _flops(case: Case, mode: Mode) -> int:
+    """Return 2 × the multiplications of the convolution; backward does two more of that size."""
+    g = Geometry.of(case)
+    forward = 2 * g.pixels * g.out_channels * g.in_channels * g.taps
+    if mode == "network":
+        before = 2 * g.batch * math.prod(g.map_size) * g.in_channels**2
+        return forward + before + 2 * g.pixels * g.out_channels**2
+    return forward * (3 if mode == "forward+backward" else 1)
+
+
+def _shrink(case: Case) -> Case:
+    return case.resized(batch=1, height=SHRUNK_PIXELS, width=SHRUNK_PIXELS)
+
+
+def _output_bytes(case: Case) -> int:
+    g = Geometry.of(case)
+    return 4 * g.pixels * g.out_channels
+
+
+_CONTIGUOUS = settings(memory_formats=("contiguous",))
+_HALF = settings(("forward", "forward+backward"), ("bfloat16",))
+
+BENCH = OpBench(
+    contenders=(
+        Contender("conv2d", "baseline", "torch", settings(), _conv2d, "pip install torch"),
+        Contender("dcn_tvm", "ours", "dcn_tvm", settings() + _HALF, _ours, "pip install dcn_tvm"),
+        Contender(
+            "torchvision",
+            "peer",
+            "torchvision",
+            _CONTIGUOUS,
+            _torchvision,
+            "pip install torchvision",
+            ("torchvision.ops",),
+        ),
+        Contender(
+            "onnxruntime",
+            "peer",
+            "onnxruntime",
+            _CONTIGUOUS[:1],
+            _onnxruntime,
+            "pip install onnxruntime onnx",
+            ("onnxruntime", "onnx"),
+        ),
+        Contender("gemm", "floor", "torch", _CONTIGUOUS[:2], _gemm, "pip install torch"),
+        Contender("torch ops", "rest", "torch", settings(("network",)), _rest, "pip install torch"),
+    ),
+    oracle=_oracle,
+    flops=_flops,
+    shrink=_shrink,
+    output_bytes=_output_bytes,
+)

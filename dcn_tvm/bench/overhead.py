@@ -1,0 +1,48 @@
+"""What a warm call costs beside its kernels: checks, dispatch, allocation, the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from dcn_tvm import kernels, measure
+from dcn_tvm.bench.contender import Call, Setting, bench_of
+from dcn_tvm.bench.probe import Finding
+from dcn_tvm.build import Request
+from dcn_tvm.suites import Case
+
+
+def measure_overhead(case: Case) -> Finding:
+    """Return the microseconds by which a forward call on a tiny image exceeds its bare kernels."""
+    bench = bench_of(case.op)
+    tiny = bench.shrink(case)
+    ours = next(contender for contender in bench.contenders if contender.role == "ours")
+    call = ours.prepare(tiny, Setting())
+    timings = measure.rotate({"call": call, "bare": _bare(call)}, seconds=2, turn_us=2000)
+    overhead_us = timings["call"].median_us - timings["bare"].median_us
+    return Finding("call overhead beyond the kernel", ours.name, tiny.label, overhead_us, "us")
+
+
+def _bare(call: Call) -> Callable[[], None]:
+    """Return the kernels that `call` runs, with their tensors at hand."""
+    recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+    get = kernels.get
+
+    def recording_get(request: Request) -> Callable[..., None]:
+        function = get(request)
+
+        def kernel(*tensors: Any) -> None:
+            recorded.append((function, tensors))
+            function(*tensors)
+
+        return kernel
+
+    with mock.patch.object(kernels, "get", recording_get):
+        call()
+
+    def bare() -> None:
+        for function, tensors in recorded:
+            function(*tensors)
+
+    return bare

@@ -1,0 +1,140 @@
+"""Run a suite: check that the contenders agree, then rotate them and make rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from dcn_tvm import measure
+from dcn_tvm.bench.contender import MODES, Call, Contender, Mode, OpBench, Setting, bench_of
+from dcn_tvm.bench.rows import Row, make_row
+from dcn_tvm.measure import Timing
+from dcn_tvm.report import Machine
+from dcn_tvm.suites import Case
+
+# Relative error in the norm of a result that a right answer stays below: some 1000 roundings.
+TOLERANCES = {"float32": 1000 * 2.0**-24, "bfloat16": 4 * 2.0**-8}
+
+Entrant = tuple[Contender, Setting]
+
+
+def run(
+    cases: Sequence[Case],
+    modes: Sequence[Mode] = MODES,
+    *,
+    seconds: float = 6.0,
+    min_rounds: int = 3,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """Return one row for every case, mode, contender, dtype and memory format.
+
+    All contenders of a case and mode rotate in one process. Before that every one that claims to
+    compute the op is compared with the oracle.
+
+    Args:
+        cases: the problems, as in `dcn_tvm.suites.SUITES`.
+        modes: any of `MODES`.
+        seconds: the time that a case and mode may take once everything is compiled; slow
+            contenders may need more for their `min_rounds`.
+        min_rounds: turns of every contender.
+        report: is told what is being measured.
+
+    Raises:
+        RuntimeError: a contender does not compute what the oracle computes.
+    """
+    machine = Machine.here()
+    rows = []
+    for case in cases:
+        bench = bench_of(case.op)
+        for mode in modes:
+            report(f"{case.op} {case.label}, {mode}")
+            rows += _run_one(bench, case, mode, machine, seconds, min_rounds)
+    return rows
+
+
+def _run_one(
+    bench: OpBench, case: Case, mode: Mode, machine: Machine, seconds: float, min_rounds: int
+) -> list[Row]:
+    entrants = [(c, s) for c in bench.present() for s in c.settings if s.mode == mode]
+    calls = {entrant: entrant[0].prepare(case, entrant[1]) for entrant in entrants}
+    _check(bench, case, calls)
+    names = {_name(entrant): call for entrant, call in calls.items()}
+    timings = measure.rotate(names, seconds=seconds, min_rounds=min_rounds)
+    by_entrant = {entrant: timings[_name(entrant)] for entrant in entrants}
+    flops = bench.flops(case, mode)
+    return [
+        make_row(*_heading(entrant, case), timing, flops, _ratio(entrant, by_entrant), machine)
+        for entrant, timing in by_entrant.items()
+    ]
+
+
+def _name(entrant: Entrant) -> str:
+    contender, setting = entrant
+    return f"{contender.name} {setting.dtype} {setting.memory_format}"
+
+
+def _heading(entrant: Entrant, case: Case) -> tuple[Contender, Case, Setting]:
+    return entrant[0], case, entrant[1]
+
+
+def _check(bench: OpBench, case: Case, calls: dict[Entrant, Call]) -> None:
+    """Compare every contender that claims to be the op with the oracle of its dtype."""
+    wanted: dict[str, Sequence[Tensor]] = {}
+    for (contender, setting), call in calls.items():
+        if not contender.same_function:
+            continue
+        if setting.dtype not in wanted:
+            wanted[setting.dtype] = bench.oracle(case, setting)()
+        error = relative_error(call(), wanted[setting.dtype])
+        if not error <= TOLERANCES[setting.dtype]:
+            raise RuntimeError(
+                f"{contender.name} ({setting.dtype}, {setting.memory_format}, {setting.mode}) is "
+                f"wrong on {case.label}: relative error {error:.1e}, "
+                f"required {TOLERANCES[setting.dtype]:.1e}"
+            )
+
+
+def relative_error(results: Iterable[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return the largest |result - wanted| / |wanted| in the 2-norm; NaN counts as infinite."""
+    errors = []
+    for result, reference in zip(results, wanted, strict=True):
+        true = reference.detach().double()
+        distance = torch.linalg.vector_norm(result.detach().double() - true)
+        error = float(distance / torch.linalg.vector_norm(true))
+        errors.append(error if error == error else float("inf"))
+    return max(errors)
+
+
+def _ratio(entrant: Entrant, timings: dict[Entrant, Timing]) -> float | None:
+    """Return the time relative to the baseline's, in the network mode that of the op alone."""
+    contender, setting = entrant
+    if contender.role == "rest":
+        return None
+    memory_format = "contiguous" if contender.role == "baseline" else setting.memory_format
+    baseline = _find(timings, "baseline", memory_format)
+    if baseline is None:
+        return None
+    own, other = timings[entrant], timings[baseline]
+    if setting.mode == "network":
+        own = _without_rest(own, timings, setting.memory_format)
+        other = _without_rest(other, timings, memory_format)
+    return measure.ratio(own, other)
+
+
+def _without_rest(timing: Timing, timings: dict[Entrant, Timing], memory_format: str) -> Timing:
+    """Subtract, round by round, what the network takes without the op."""
+    entrant = _find(timings, "rest", memory_format)
+    if entrant is None:
+        return timing
+    rest = timings[entrant]
+    return Timing({r: us - rest.rounds.get(r, rest.median_us) for r, us in timing.rounds.items()})
+
+
+def _find(timings: dict[Entrant, Timing], role: str, memory_format: str) -> Entrant | None:
+    """Return the float32 entrant of a role in a memory format."""
+    for contender, setting in timings:
+        if (contender.role, setting.memory_format) == (role, memory_format):
+            return contender, setting
+    return None

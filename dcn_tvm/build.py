@@ -1,0 +1,148 @@
+"""From a problem to a library: schedule, compile, link. The only user of TVM's compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcn_tvm import _resources, settings
+from dcn_tvm.errors import CompileError
+from dcn_tvm.problem import Problem
+from dcn_tvm.target import Target
+
+FAMILIES = {"llvm": "cpu"}  # folder of schedules for each of TVM's target kinds
+SYMBOL = "dcn_tvm_kernel"
+_PACKAGES = ("apache-tvm", "apache-tvm-ffi")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One kernel of one problem, for exactly the outputs asked for."""
+
+    problem: Problem
+    kernel: str
+    outputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        p = self.problem
+        return f"{p.op}.{self.kernel} -> {', '.join(self.outputs)} ({p.dtype}, {p.layout})"
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled function and the choices that made it so."""
+
+    function: Any
+    choices: dict[str, int]
+
+    def content_key(self, target: Target) -> str:
+        """Hash of what the compiled code depends on: scheduled IR, target and versions."""
+        parts = (self.function.script(), target.key(), *versions())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def schedule(
+    request: Request, target: Target, recorded: Mapping[str, int] | None = None
+) -> Scheduled:
+    """Run the op's schedule with default choices, or replay `recorded` ones.
+
+    Raises:
+        NotImplementedError: the target's family has no schedule for this op.
+        ValueError: the recorded choices do not fit the schedule.
+    """
+    from dcn_tvm.knobs import Knobs
+
+    family = FAMILIES.get(target.kind)
+    op = request.problem.op
+    try:
+        module = importlib.import_module(f"dcn_tvm.schedules.{family}.{op}")
+    except ModuleNotFoundError as error:
+        raise NotImplementedError(f"{op} has no schedule for target {target.kind}") from error
+    knobs = Knobs(recorded)
+    function = getattr(module, request.kernel)(request.problem, target, knobs, request.outputs)
+    return Scheduled(function.with_attr("global_symbol", SYMBOL), knobs.finish())
+
+
+def compile(request: Request, scheduled: Scheduled, target: Target) -> Any:
+    """Compile in this process and return TVM's runtime module.
+
+    Raises:
+        CompileError: TVM or LLVM refused.
+    """
+    import tvm
+
+    module = tvm.IRModule({SYMBOL: scheduled.function})
+    try:
+        with _announced(f"compiling {request} for {target.id}"):
+            return tvm.compile(module, target=tvm.target.Target(target.to_tvm_dict())).mod
+    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        raise CompileError(f"cannot compile {request} for {target.key()}: {error}") from error
+
+
+def link(module: Any, compiler: list[str], path: Path) -> None:
+    """Write the compiled module as a shared library that needs only apache-tvm-ffi.
+
+    Raises:
+        CompileError: the C compiler failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Path(folder) / "kernel.o"
+        module.write_to_file(str(objects), "o")
+        command = [*compiler, "-shared", "-fPIC", "-o", str(path), str(objects)]
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = getattr(error, "stderr", None) or error
+            raise CompileError(f"{' '.join(command)} failed: {reason}") from error
+
+
+@functools.cache
+def versions() -> tuple[str, ...]:
+    """Versions of the packages that generate code."""
+    return tuple(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Hash of the sources that decide what a request compiles to: mathematics and schedules."""
+    package = Path(__file__).parent
+    files = [*sorted((package / "te").glob("*.py")), package / "knobs.py", Path(__file__)]
+    files += sorted(_resources.root("schedules").rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def warn_no_compiler() -> None:
+    """Say once that builds are not kept."""
+    warnings.warn(
+        "no C compiler was found: kernels are compiled in memory and not kept on disk, so every "
+        "process compiles them again; install cc, gcc or clang, or set CC",
+        stacklevel=2,
+    )
+
+
+@contextlib.contextmanager
+def _announced(text: str) -> Iterator[None]:
+    """Show what is going on while it lasts, on a terminal or where progress is asked for."""
+    if not settings.progress():
+        yield
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(text):
+        yield
+    console.print(f"dcn_tvm: {text}: done", highlight=False)

@@ -1,0 +1,68 @@
+"""The environment variables that dcn_tvm reads, all of them.
+
+| variable           | meaning                                              | default             |
+|--------------------|------------------------------------------------------|---------------------|
+| `DCN_TVM_HOME`     | folder of everything kept on disk: builds, records   | user's cache folder |
+| `DCN_TVM_TARGET`   | generate code for this level of the machine's family | the machine's best  |
+| `DCN_TVM_PROGRESS` | say what is being compiled: `auto`, `0` or `1`       | `auto`: on a tty    |
+
+They are read when they are needed, not at import, so a program may set them first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import platformdirs
+
+_LEVEL = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def home() -> Path:
+    """Return the folder in which dcn_tvm keeps its files; it need not exist yet.
+
+    Raises:
+        ValueError: `DCN_TVM_HOME` is a relative path or names something that is not a folder.
+    """
+    text = os.environ.get("DCN_TVM_HOME", "").strip()
+    if not text:
+        return platformdirs.user_cache_path("dcn_tvm", appauthor=False)
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"DCN_TVM_HOME must be an absolute path, got {text!r}")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"DCN_TVM_HOME must be a folder, got {text!r}, which is none")
+    return path
+
+
+def target() -> str | None:
+    """Return the target level that the user asks for, such as "x86-64-v3", or None.
+
+    Whether the machine has that level is the business of `dcn_tvm.target.detect`.
+
+    Raises:
+        ValueError: `DCN_TVM_TARGET` does not look like the name of a level.
+    """
+    text = os.environ.get("DCN_TVM_TARGET", "").strip()
+    if not text:
+        return None
+    if not _LEVEL.fullmatch(text):
+        raise ValueError(f"DCN_TVM_TARGET must be a level such as 'x86-64-v3', got {text!r}")
+    return text
+
+
+def progress() -> bool:
+    """Return whether a compilation announces itself on standard error.
+
+    Raises:
+        ValueError: `DCN_TVM_PROGRESS` is none of auto, 0 and 1.
+    """
+    text = os.environ.get("DCN_TVM_PROGRESS", "").strip().lower() or "auto"
+    if text not in ("auto", "0", "1"):
+        raise ValueError(f"DCN_TVM_PROGRESS must be auto, 0 or 1, got {text!r}")
+    if text == "auto":
+        return sys.stderr is not None and sys.stderr.isatty()
+    return text == "1"

@@ -1,0 +1,259 @@
+"""Deformable convolution on CPUs: forward, and two backward kernels.
+
+Pattern: a GEMM whose left operand is sampled (forward, backward_weight) or whose result is
+scattered (backward_data), so the full column matrix never needs to exist.
+Strategy, in every kernel: (1) pack the weight once per call into panels of whole vectors, (2) let
+one worker take a tile of rows: its positions, then a chunk of taps, sampled with one vector of
+channels per corner, (3) consume the chunk at once by the register-tiled GEMM, from L2, (4) store
+what exists of the last tile.
+Left out: a vector transpose for NCHW (copies are scalar, about 1 cycle an element), vectorising
+across groups when a convolution group has fewer channels than a vector (depthwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from dcn_tvm.knobs import Knobs
+from dcn_tvm.ops.deform_conv2d import DeformConv2dProblem
+from dcn_tvm.schedules.cpu import gemm
+from typing import Any as Target
+from dcn_tvm.te import deform_conv2d as te
+from dcn_tvm.te.deform_tiles import Graph, Tiling, legal_slices, padded_channels, sample_lanes
+
+ROW_LIMIT = 256
+
+
+def forward(
+    problem: DeformConv2dProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
+) -> tirx.PrimFunc:
+    """One worker per row tile; taps in chunks that fit the cache."""
+    lanes = gemm.lanes(target, problem.accumulate)
+    width = problem.out_channels // problem.groups
+    vector = gemm.narrow(width, lanes)
+    rows, vectors = gemm.register_tile(knobs, target, -(-width // vector))
+    row_bytes = (problem.in_channels + problem.out_channels) * gemm.item_bytes(problem)
+    tile = _rows(knobs, rows, 112, target.l2_bytes * 3 // 4 // row_bytes)
+    tiling = Tiling(
+        rows=tile,
+        lanes=vector,
+        columns=vector * vectors,
+        sample_lanes=sample_lanes(problem, lanes),
+        taps=_taps(knobs, problem, target, tile * problem.in_channels),
+    )
+    function, close, graph = te.forward(problem, tiling)
+    sch = Schedule(function)
+    item = sch.get_loops(sch.get_sblock("store"))[0]
+    sums, partial = sch.get_sblock("sums"), sch.get_sblock("partial")
+    sch.compute_at(sums, item, preserve_unit_loops=True)
+    group, q, o, chunk = sch.get_loops(sums)[-4:]
+    sch.reorder(chunk, group, q, o)
+    register = gemm.tile_rows(sch, sums, rows, tiling.columns, vector)
+    _multiply(sch, partial, register, vector)
+    sch.decompose_reduction(sums, chunk)
+    _sample(sch, graph, chunk, item)
+    _pack(sch, outer=2, last=2)
+    _copy_rows(sch, "input_rows")
+    return close(sch.mod["main"])
+
+
+def backward_data(
+    problem: DeformConv2dProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
+) -> tirx.PrimFunc:
+    """One worker per image and channel slice; the GEMM of a chunk of taps feeds its scatter."""
+    lanes = gemm.lanes(target, problem.accumulate)
+    samples = sample_lanes(problem, lanes)
+    width = _slice(knobs, problem, target, samples, 128)
+    inner = min(width, padded_channels(problem, samples) // problem.groups)
+    vector = gemm.narrow(inner, lanes)
+    rows, vectors = gemm.register_tile(knobs, target, -(-inner // vector))
+    row_bytes = (width + problem.out_channels) * gemm.item_bytes(problem)
+    tile = _rows(knobs, rows, 112, target.l2_bytes * 3 // 4 // row_bytes)
+    tiling = Tiling(
+        rows=tile,
+        lanes=vector,
+        columns=vector * vectors,
+        sample_lanes=samples,
+        taps=_taps(knobs, problem, target, tile * width),
+        slice=width,
+    )
+    function, close, graph = te.backward_data(problem, tiling, outputs)
+    sch = Schedule(function)
+    worker, tile_loop, chunk = sch.get_loops(sch.get_sblock("scatter"))
+    products = sch.get_sblock("products")
+    sch.compute_at(products, chunk, preserve_unit_loops=True)
+    part, q, c, o = sch.get_loops(products)[-4:]
+    result = sch.cache_write(products, 0, "local")
+    row_outer, row_inner = sch.split(q, [None, rows])
+    panel, inside = sch.split(c, [None, tiling.columns])
+    vector_loop, lane = sch.split(inside, [None, vector])
+    sch.reorder(panel, row_outer, o, row_inner, vector_loop, lane)
+    sch.reverse_compute_at(result, row_outer, preserve_unit_loops=True)
+    stored = sch.split(sch.get_loops(result)[-1], [None, vector])
+    sch.vectorize(stored[1])
+    for loop in (row_inner, vector_loop):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.decompose_reduction(products, o)
+    sch.compute_at(sch.get_sblock("grad_tile"), tile_loop, preserve_unit_loops=True)
+    _positions(sch, graph, chunk, tile_loop)
+    _pack(sch, outer=4, last=2)
+    for name in ("input_rows", *outputs):
+        _copy_rows(sch, name)
+    return close(sch.mod["main"])
+
+
+def backward_weight(
+    problem: DeformConv2dProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
+) -> tirx.PrimFunc:
+    """One worker per channel slice with all taps, which adds up all tiles of the batch."""
+    lanes = gemm.lanes(target, problem.accumulate)
+    samples = sample_lanes(problem, lanes)
+    width = _slice(knobs, problem, target, samples, 32)
+    inner = min(width, padded_channels(problem, samples) // problem.groups)
+    columns = problem.out_channels // problem.groups
+    vector = gemm.narrow(columns, lanes)
+    rows, vectors = gemm.register_tile(knobs, target, -(-columns // vector), multiple_of=inner)
+    tile = _rows(knobs, 16, 128, ROW_LIMIT)
+    tiling = Tiling(
+        rows=tile,
+        lanes=vector,
+        columns=vector * vectors,
+        sample_lanes=samples,
+        taps=1,
+        slice=width,
+    )
+    function, close, graph = te.backward_weight(problem, tiling, outputs)
+    sch = Schedule(function)
+    if "grad_weight" in outputs:
+        _sum_over_tiles(sch, graph, rows, vector)
+    if "grad_bias" in outputs:
+        _sum_bias(sch, graph)
+    _copy_rows(sch, "input_rows")
+    _copy_rows(sch, "grad_rows")
+    return close(sch.mod["main"])
+
+
+def _sum_over_tiles(sch: Schedule, graph: Graph, rows: int, vector: int) -> None:
+    sums, partial = sch.get_sblock("sums"), sch.get_sblock("partial")
+    worker, t, part, c, o, image, tile = sch.get_loops(sums)
+    sch.reorder(worker, image, tile, t, part, c, o)
+    sch.parallel(worker)
+    register = gemm.tile_rows(sch, sums, rows, graph.tiling.columns, vector)
+    _multiply(sch, partial, register, vector)
+    _sample(sch, graph, t, tile)
+    sch.decompose_reduction(sums, image)
+    o, c, a, b = sch.get_loops(sch.get_sblock("grad_weight"))
+    sch.parallel(o)
+
+
+def _sum_bias(sch: Schedule, graph: Graph) -> None:
+    partial, total = sch.get_sblock("bias_partial"), sch.get_sblock("bias_sums")
+    n, tile, o, q = sch.get_loops(partial)
+    sch.reorder(n, tile, q, o)
+    sch.parallel(sch.fuse(n, tile))
+    sch.vectorize(sch.split(o, [None, graph.tiling.lanes])[1])
+    sch.decompose_reduction(partial, q)
+    o, n, tile = sch.get_loops(total)
+    sch.reorder(n, tile, o)
+    sch.decompose_reduction(total, n)
+
+
+def _rows(knobs: Knobs, register_rows: int, wanted: int, limit: int) -> int:
+    """Rows of a tile: whole register tiles, and whole groups of 8 for the position vectors."""
+    step = register_rows * 8 // _common(register_rows, 8)
+    options = list(range(step, max(ROW_LIMIT, step) + 1, step))
+    fitting = [rows for rows in options if rows <= min(wanted, limit)]
+    return knobs.choice("rows", options, fitting[-1] if fitting else options[0])
+
+
+def _common(a: int, b: int) -> int:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+def _taps(knobs: Knobs, problem: DeformConv2dProblem, target: Target, tap_items: int) -> int:
+    """Taps sampled at once: as many as a third of L2 holds."""
+    taps = problem.kernel_size[0] * problem.kernel_size[1]
+    options = [t for t in range(1, taps + 1) if taps % t == 0]
+    budget = target.l2_bytes * 3 // 10 // gemm.item_bytes(problem)
+    fitting = [t for t in options if t * tap_items <= budget]
+    return knobs.choice("taps", options, fitting[-1] if fitting else 1)
+
+
+def _slice(
+    knobs: Knobs, problem: DeformConv2dProblem, target: Target, lanes: int, wanted: int
+) -> int:
+    """Channels of a backward worker: at most `wanted`, and work for every core."""
+    options = legal_slices(problem, lanes)
+    channels = options[-1]
+    limit = min(wanted, max(lanes, channels // target.cores))
+    fitting = [width for width in options if width <= limit]
+    return knobs.choice("slice", options, fitting[-1] if fitting else options[0])
+
+
+def _multiply(sch: Schedule, partial: Any, register: Any, vector: int) -> None:
+    """The register tile: accumulators local, reduction outside, rows and vectors unrolled."""
+    sch.compute_at(partial, register, preserve_unit_loops=True)
+    sch.set_scope(partial, 0, "local")
+    loops = sch.get_loops(partial)
+    spatial = [loop for loop in loops if sch.get(loop).kind == 0][-8:]
+    block = sch.get(partial)
+    reductions = sum(1 for axis in block.iter_vars if axis.iter_type == 2)
+    row, column = loops[-reductions - 2], loops[-reductions - 1]
+    del spatial
+    outer, lane = sch.split(column, [None, vector])
+    sch.reorder(*loops[-reductions:], row, outer, lane)
+    sch.vectorize(lane)
+    sch.unroll(outer)
+    sch.unroll(row)
+    sch.decompose_reduction(partial, loops[-reductions])
+
+
+def _sample(sch: Schedule, graph: Graph, chunk: Any, tile: Any) -> None:
+    """Samples of a chunk of taps, one vector of channels per corner."""
+    samples = sch.get_sblock("samples")
+    sch.compute_at(samples, chunk, preserve_unit_loops=True)
+    channel = sch.get_loops(samples)[-1]
+    sch.vectorize(sch.split(channel, [None, graph.tiling.sample_lanes])[1])
+    _positions(sch, graph, chunk, tile)
+
+
+def _positions(sch: Schedule, graph: Graph, chunk: Any, tile: Any) -> None:
+    """Positions to corners in vectors across rows, per chunk; offsets are gathered per tile."""
+    present = _names(sch)
+    wide = _common(graph.tiling.rows, 16 if graph.problem.accumulate == "float32" else 8)
+    consumers_first = (
+        *("slope_y", "slope_x", "slope_mask", "share", "pixel"),
+        *("slope", "weight", "index", "position"),
+    )
+    for name in consumers_first:
+        if name in present:
+            block = sch.get_sblock(name)
+            sch.compute_at(block, chunk, preserve_unit_loops=True)
+            sch.vectorize(sch.split(sch.get_loops(block)[-1], [None, wide])[1])
+    for name in ("mask_tile", "moved", "origins"):
+        if name in present:
+            sch.compute_at(sch.get_sblock(name), tile, preserve_unit_loops=True)
+
+
+def _pack(sch: Schedule, outer: int, last: int) -> None:
+    block = sch.get_sblock("packed")
+    loops = sch.get_loops(block)
+    sch.parallel(sch.fuse(*loops[:-2]))
+
+
+def _names(sch: Schedule) -> set[str]:
+    root = sch.get_sblock("root")
+    return {str(sch.get(block).name_hint) for block in sch.get_child_blocks(root)}
+
+
+def _copy_rows(sch: Schedule, name: str) -> None:
+    if name in _names(sch):
+        loops = sch.get_loops(sch.get_sblock(name))
+        sch.parallel(sch.fuse(*loops[:2]))

@@ -1,0 +1,278 @@
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from dcn_tvm import measure
+from dcn_tvm.bench import bench_of, command, tables
+from dcn_tvm.bench import deform_conv2d as contenders
+from dcn_tvm.bench.contender import Call, Contender, OpBench, Setting
+from dcn_tvm.bench.probe import Finding
+from dcn_tvm.bench.rows import Row, mean_ratio, speedups
+from dcn_tvm.bench.runner import TOLERANCES, relative_error, run
+from dcn_tvm.bench.tables import Results
+from dcn_tvm.measure import Timing
+from dcn_tvm.report import Machine
+from dcn_tvm.suites import SUITES, Case
+
+TINY = SUITES["deform_conv2d"][4].resized(in_channels=4, out_channels=6, height=5, width=7)
+MACHINE = Machine("some CPU", 2, {"torch": "2"})
+
+
+def test_every_round_gives_every_contender_a_turn() -> None:
+    turns: list[str] = []
+    calls = {name: (lambda name=name: turns.append(name)) for name in "abc"}
+    timings = measure.rotate(calls, seconds=9, min_rounds=4, max_rounds=4, turn_us=0)
+    rounds = ["".join(sorted(turns[i : i + 3])) for i in range(len(turns) - 12, len(turns), 3)]
+    assert rounds == ["abc"] * 4
+    assert all(set(timing.rounds) == {0, 1, 2, 3} for timing in timings.values())
+    assert len({tuple(turns[i : i + 3]) for i in range(len(turns) - 12, len(turns), 3)}) > 1
+
+
+def test_a_slow_contender_leaves_and_the_fast_one_goes_on() -> None:
+    calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.0005)}
+    timings = measure.rotate(calls, seconds=0.1, min_rounds=2, turn_us=500)
+    assert 2 <= len(timings["slow"].rounds) <= 4
+    assert len(timings["fast"].rounds) > len(timings["slow"].rounds)
+    assert 20e3 <= timings["slow"].median_us
+
+
+def test_short_calls_are_repeated_to_fill_a_turn() -> None:
+    count = 0
+
+    def call() -> None:
+        nonlocal count
+        count += 1
+
+    measure.rotate({"call": call}, seconds=1, min_rounds=1, max_rounds=1, turn_us=2000)
+    assert count > 100
+
+
+def test_the_ratio_cancels_a_slow_spell_of_the_machine() -> None:
+    baseline = Timing({0: 10.0, 1: 1000.0, 2: 10.0, 3: 10.0})
+    assert measure.ratio(Timing({0: 20.0, 1: 2000.0, 2: 20.0}), baseline) == 2.0
+    with pytest.raises(ValueError, match="one rotation"):
+        measure.ratio(Timing({7: 1.0}), baseline)
+
+
+def test_percentiles() -> None:
+    timing = Timing({i: float(us) for i, us in enumerate([5, 1, 4, 2, 3, 6])})
+    assert (timing.p20_us, timing.median_us, timing.p80_us) == (2.0, 3.5, 5.0)
+    assert Timing({0: 3.0}).p80_us == 3.0
+
+
+def test_rounds_must_be_possible() -> None:
+    with pytest.raises(ValueError, match="min_rounds"):
+        measure.rotate({}, min_rounds=0)
+
+
+def test_the_suite_is_the_agreed_one() -> None:
+    names = ("batch", "in_channels", "height", "width", "out_channels", "offset_groups")
+    found = [
+        (*(case.integer(name) for name in names), case.pair("stride"), case.pair("dilation"))
+        for case in SUITES["deform_conv2d"]
+    ]
+    assert found == [
+        (1, 512, 38, 63, 512, 4, (1, 1), (2, 2)),
+        (1, 256, 38, 63, 256, 1, (1, 1), (1, 1)),
+        (2, 128, 50, 84, 128, 1, (1, 1), (1, 1)),
+        (2, 512, 25, 42, 512, 1, (1, 1), (1, 1)),
+        (1, 64, 56, 56, 64, 1, (1, 1), (1, 1)),
+        (1, 64, 128, 128, 64, 8, (1, 1), (1, 1)),
+        (1, 256, 50, 84, 256, 1, (2, 2), (1, 1)),
+    ]
+    assert len({case.label for case in SUITES["deform_conv2d"]}) == 7
+    assert all(case.pair("padding") == case.pair("dilation") for case in SUITES["deform_conv2d"])
+
+
+def test_a_case_asked_for_the_wrong_kind_of_size() -> None:
+    with pytest.raises(TypeError, match="stride must be an integer"):
+        TINY.integer("stride")
+
+
+def test_no_sample_lies_on_a_kink() -> None:
+    for dtype in ("float32", "bfloat16"):
+        offset = contenders.arguments(TINY, dtype).offset.double()
+        assert 1.0 < offset.std() < 2.0
+        if dtype == "float32":
+            assert bool((offset.frac() != 0).all())
+
+
+def test_channels_last_is_what_it_says() -> None:
+    tensors = contenders.arguments(TINY, "float32", "channels_last")
+    activations = (tensors.input, tensors.offset, tensors.grad_output)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in activations)
+    plain = contenders.arguments(TINY, "float32")
+    assert torch.equal(plain.input, tensors.input)
+
+
+def test_flops_are_the_convolutions() -> None:
+    bench = bench_of("deform_conv2d")
+    case = SUITES["deform_conv2d"][6]  # stride 2: 25×42 outputs
+    forward = 2 * 25 * 42 * 256 * 256 * 9
+    assert bench.flops(case, "forward") == forward
+    assert bench.flops(case, "forward+backward") == 3 * forward
+    assert bench.output_bytes(case) == 4 * 256 * 25 * 42
+
+
+@pytest.mark.parametrize("name", ["torchvision", "onnxruntime", "dcn_tvm"])
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+def test_contenders_compute_the_op(name: str, mode: str) -> None:
+    bench = bench_of("deform_conv2d")
+    contender = bench.contender(name)
+    if reason := contender.absent_because():
+        pytest.skip(reason)
+    for setting in (s for s in contender.settings if s.mode == mode):
+        results, wanted = (f(TINY, setting)() for f in (contender.prepare, bench.oracle))
+        assert len(results) == len(wanted) == (1 if mode == "forward" else 5)
+        assert relative_error(results, wanted) <= TOLERANCES[setting.dtype]
+
+
+def test_every_contender_runs_in_every_setting_it_names() -> None:
+    for contender in bench_of("deform_conv2d").present():
+        for setting in contender.settings:
+            assert all(torch.is_tensor(t) for t in contender.prepare(TINY, setting)())
+
+
+def _contender(name: str, role: str, value: float) -> Contender:
+    def prepare(_: Case, setting: Setting) -> Call:
+        def call() -> Sequence[torch.Tensor]:
+            time.sleep(0.001)
+            return [torch.full((2,), value)]
+
+        return call
+
+    return Contender(name, role, "torch", (Setting(),), prepare, f"pip install {name}")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> OpBench:
+    """Replace the op's contenders by ones that only sleep."""
+    absent = dataclasses.replace(_contender("gone", "peer", 1.0), imports=("no_such_module",))
+    bench = OpBench(
+        contenders=(
+            _contender("base", "baseline", 7.0),
+            _contender("mine", "ours", 1.0),
+            _contender("theirs", "peer", 1.0),
+            absent,
+        ),
+        oracle=lambda case, _: lambda: [torch.ones(2)],
+        flops=lambda case, mode: 1_000_000,
+        shrink=lambda case: case,
+        output_bytes=lambda case: 8,
+    )
+    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: bench)
+    return bench
+
+
+def test_rows_are_complete_in_themselves(fake: OpBench) -> None:
+    rows = run([TINY], ["forward"], seconds=0.03)
+    assert [row.provider for row in rows] == ["base", "mine", "theirs"]
+    for row in rows:
+        assert row.median_us >= 1000
+        assert row.p20_us <= row.median_us <= row.p80_us
+        assert row.gflop_per_s == pytest.approx(1e6 / row.median_us / 1e3)
+        assert (row.problem, row.dtype, row.threads) == (
+            TINY.label,
+            "float32",
+            torch.get_num_threads(),
+        )
+        assert row.device
+        assert row.version
+        assert row.versions["torch"]
+        assert row.date.startswith("20")
+        assert 0.5 < (row.ratio or 0) < 2
+
+
+def test_a_wrong_contender_is_not_timed(fake: OpBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = dataclasses.replace(fake, contenders=(_contender("liar", "peer", 1.001),))
+    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: wrong)
+    with pytest.raises(RuntimeError, match=r"liar .* is wrong on"):
+        run([TINY], ["forward"], seconds=0.01)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_not_a_number_is_an_error(value: float) -> None:
+    assert relative_error([torch.tensor([value])], [torch.tensor([1.0])]) == math.inf
+
+
+def test_a_missing_result_is_an_error() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        relative_error([torch.ones(1)], [torch.ones(1), torch.ones(1)])
+
+
+def test_absent_contenders_come_with_a_reason_and_the_install_line(fake: OpBench) -> None:
+    assert "no_such_module" in fake.absent()["gone"]
+    assert "pip install gone" in fake.absent()["gone"]
+    assert "gone" not in [contender.name for contender in fake.present()]
+
+
+def _rows(times_us: dict[str, tuple[str, list[float]]]) -> list[Row]:
+    """Return rows of provider → (role, times on the problems P0, P1 …), ratios to `base`."""
+    shared = {"version": "1", "mode": "forward", "dtype": "float32", "memory_format": "contiguous"}
+    where = {"device": "some CPU", "threads": 2, "versions": {}, "date": "2026", "rounds": 3}
+    return [
+        Row(
+            op="op",
+            problem=f"P{index}",
+            provider=provider,
+            role=role,
+            median_us=us,
+            p20_us=us,
+            p80_us=us,
+            gflop_per_s=1.0,
+            ratio=us / times_us["base"][1][index],
+            **shared,
+            **where,
+        )
+        for provider, (role, times) in times_us.items()
+        for index, us in enumerate(times)
+    ]
+
+
+ROWS = _rows(
+    {
+        "base": ("baseline", [1000.0, 1000.0]),
+        "mine": ("ours", [1000.0, 4000.0]),
+        "theirs": ("peer", [9000.0, 4000.0]),
+    }
+)
+
+
+def test_means_are_geometric_and_tell_the_worst() -> None:
+    assert mean_ratio(ROWS, "mine") == pytest.approx(2.0)
+    (mean,) = speedups(ROWS)
+    assert (mean.variant, mean.against, mean.worst_problem) == ("mine", "theirs", "P1")
+    assert (mean.mean, mean.worst) == (pytest.approx(3.0), pytest.approx(1.0))
+
+
+def test_markdown_and_json_say_everything() -> None:
+    findings = [Finding("import", "dcn_tvm", "", 0.05, "s")]
+    results = Results(MACHINE, ROWS, findings, {"onnxruntime": "no; pip install onnxruntime"})
+    text = tables.markdown(results)
+    assert text.startswith("some CPU, 2 threads, torch 2")
+    assert "| P1 | 1 (1.00) | 4 (4.00) | 4 (4.00) |" in text
+    assert "| mean ratio | 1.00 | 2.00 | 6.00 |" in text
+    assert "| op, forward | mine | theirs | 3.00 | 1.00 | P1 |" in text
+    assert "pip install onnxruntime" in text
+    assert "0.05 s" in text
+    parsed = json.loads(tables.to_json(results))
+    assert parsed["rows"] == [dataclasses.asdict(row) for row in ROWS]
+    assert parsed["machine"]["threads"] == 2
+    assert parsed["findings"][0]["unit"] == "s"
+
+
+def test_an_unknown_op_has_no_benchmark() -> None:
+    with pytest.raises(ValueError, match="no_such_op"):
+        bench_of("no_such_op")
+
+
+def test_modes_are_checked() -> None:
+    assert command.check_modes(None) == ("forward", "forward+backward", "network")
+    assert command.check_modes(["network"]) == ("network",)
+    with pytest.raises(ValueError, match="mode must be one of forward"):
+        command.check_modes(["backwards"])

@@ -1,0 +1,155 @@
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from dcn_tvm import ops, settings, suites
+from dcn_tvm.__main__ import app
+from dcn_tvm.cache import BuildCache
+
+SMALL = ["in_channels=4", "out_channels=5", "padding=1"]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def refused(arguments: Sequence[str], said: str) -> None:
+    """Wrong arguments get one line on standard error, exit code 2 and no traceback."""
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert "Traceback" not in line
+
+
+def test_help_names_every_command() -> None:
+    text = call("--help").stdout
+    assert all(command in text for command in ("bench", "cache", "demo", "explain"))
+
+
+@pytest.mark.parametrize("op", ops.registry())
+def test_explain_tells_kernels_choices_and_target(op: str) -> None:
+    result = call("explain", op, *SMALL)
+    assert result.exit_code == 0, result.output
+    for kernel in ops.registry()[op].kernels():
+        assert kernel in result.stdout
+    for said in ("target:", "lanes", "default", "in_channels 4", "padding (1, 1)"):
+        assert said in " ".join(result.stdout.split())
+
+
+def test_explain_knows_what_is_cached() -> None:
+    code = "import torch, dcn_tvm; dcn_tvm.deform_conv2d(torch.rand(1, 4, 5, 5), torch.zeros(1, 18, 5, 5), torch.rand(7, 4, 3, 3), padding=1)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    result = call("explain", "deform_conv2d", "in_channels=4", "out=7", "padding=1")
+    text = "".join(result.stdout.split())
+    assert str(settings.home() / "builds")[:20] in text
+    assert "no" in result.stdout  # the gradients' kernels were not needed
+
+
+def test_explain_takes_short_names_and_pairs() -> None:
+    fields = ["in=8", "out=16", "kernel=3x5", "stride=2", "offset=4", "mod=true", "dtype=float64"]
+    result = call("explain", "deform_conv2d", *fields)
+    text = " ".join(result.stdout.split())
+    for said in ("(3, 5)", "stride (2, 2)", "offset_groups 4", "modulated True", "dtype float64"):
+        assert said in text
+    assert "grad_mask" in text
+
+
+def test_explain_without_fields_takes_the_suite() -> None:
+    result = call("explain", "deform_conv2d")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("in_channels") == len(suites.SUITES["deform_conv2d"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["in_channels"], "expected FIELD=VALUE, got in_channels"),
+        (["in_channels=4"], "also needs out_channels"),
+        (["colour=4"], "field must be one of dtype"),
+        (["d=1"], "field must be one of dtype, dilation, got d"),
+        ([*SMALL, "kernel=3x3x3"], "kernel_size must be nxn, got 3x3x3"),
+        ([*SMALL, "stride=-1"], "stride must be made of whole numbers, got -1"),
+        ([*SMALL, "stride=0"], "stride must be"),
+        ([*SMALL, "modulated=maybe"], "modulated must be true or false, got maybe"),
+        ([*SMALL, "dtype=int8"], "dtype must be one of float32"),
+        ([*SMALL, "offset_groups=3"], "multiple of 3 groups, got 4"),
+    ],
+)
+def test_explain_refuses(fields: list[str], said: str) -> None:
+    refused(["explain", "deform_conv2d", *fields], said)
+
+
+def test_unknown_names_are_refused() -> None:
+    refused(["explain", "convolution"], "op must be one of deform_conv2d, got convolution")
+    refused(["bench", "nothing"], "suite must be one of deform_conv2d, got nothing")
+    refused(["bench", "--mode", "sideways"], "mode must be one of forward")
+
+
+def test_unknown_commands_and_options_are_refused() -> None:
+    assert call("fly").exit_code == 2
+    assert call("demo", "--steps", "0").exit_code == 2
+
+
+def test_a_wrong_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCN_TVM_HOME", "relative/path")
+    refused(["cache", "info"], "DCN_TVM_HOME must be an absolute path")
+
+
+def test_cache_info_and_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCN_TVM_HOME", str(tmp_path))
+    assert call("cache", "info").stdout == f"{tmp_path / 'builds'}: 0 kernels, 0.0 MiB\n"
+    cache = BuildCache(tmp_path / "builds")
+    for digit in "ab":
+        cache.store(
+            digit * 8, digit * 8, lambda path: path.write_bytes(bytes(2 << 20)) and None, {}
+        )
+    assert call("cache", "info").stdout == f"{tmp_path / 'builds'}: 2 kernels, 4.0 MiB\n"
+    assert call("cache", "clear").stdout == "2 kernels removed\n"
+    assert "0 kernels" in call("cache", "info").stdout
+
+
+def test_bench_writes_rows_and_tables(tmp_path: Path) -> None:
+    rows, tables = tmp_path / "rows.json", tmp_path / "tables.md"
+    mode = ["--mode", "forward", "--mode", "network"]
+    result = call("bench", "--quick", *mode, "--json", str(rows), "--markdown", str(tables))
+    assert result.exit_code == 0, result.output
+    found = json.loads(rows.read_text())["rows"]
+    assert {row["mode"] for row in found} == {"forward", "network"}
+    assert {"conv2d", "dcn_tvm", "gemm"} <= {row["provider"] for row in found}
+    assert all(row["median_us"] > 0 and row["gflop_per_s"] > 0 for row in found)
+    ours = {(r["dtype"], r["memory_format"]) for r in found if r["provider"] == "dcn_tvm"}
+    formats = ("contiguous", "channels_last")
+    assert ours == {(dtype, f) for dtype in ("float32", "bfloat16") for f in formats}
+    for text in (tables.read_text(), result.stdout):
+        assert "deform_conv2d, forward" in text
+        assert "mean ratio" in text
+
+
+def test_demo_says_where_the_report_is(tmp_path: Path) -> None:
+    result = call("demo", "-o", str(tmp_path), "--steps", "1", "--seconds", "0.1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"report: {tmp_path / 'index.html'}"
+    assert (tmp_path / "index.html").stat().st_size > 100_000
+
+
+def test_the_module_runs_and_help_is_light() -> None:
+    code = (
+        "import sys; from dcn_tvm.__main__ import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(shown.stdout.split())
+    assert "dcn_tvm.__main__" in loaded
+    assert not loaded & {"tvm", "matplotlib", "jinja2", "onnxruntime", "torchvision"}
+    command = [sys.executable, "-m", "dcn_tvm", "cache", "info"]
+    assert "kernels" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
