@@ -106,8 +106,8 @@ class Where:
 
         def rule(at: tuple[Expr, ...], corner: Expr, q: Expr) -> Expr:
             value = rows[(*at, 0, corner // 2, q)] * columns[(*at, 1, corner % 2, q)]
-            if finite:
-                value = tirx.Select(tirx.isnan(value), g.const(0), value)
+            if finite:  # a weight is at least 0, or NaN
+                value = tirx.Select(value >= g.const(0), value, g.const(0))
             if modulation is None:
                 return value
             group, tap = at[-2:]
@@ -210,11 +210,12 @@ def backward_data(
 
     products = _grad_samples(g, grad, _pack_by_channel(g, weight))
     where = Where(g, offset, mask)
-    dots = [name for output in outputs for name in DOTS.get(output, ())]
-    slopes = [where.slopes(name) for name in dots]
+    dots = {name: DOTS[name] for name in outputs if name in DOTS}
+    slopes = [where.slopes(kind) for kinds in dots.values() for kind in kinds]
     x_rows = g.rows_of(x, "input_rows", g.channels, p.dtype) if dots else None
-    corners = (where.pixel(slopes=True), where.share(scattered=True) if "grad_input" in outputs else None, slopes)
-    results = deform_scatter.emit(g, outputs, dots, products, corners, x_rows)
+    share = where.share(scattered=True) if "grad_input" in outputs else None
+    corners = (where.pixel(slopes=True), share, slopes)
+    results = deform_scatter.emit(g, dots, products, corners, x_rows)
     arguments = [*g.arguments, *(results[name] for name in outputs)]
     return *nest.prim_func(arguments, g.derived, finishing=outputs), g
 
@@ -250,7 +251,7 @@ def _grad_samples(g: Graph, grad: te.Tensor, packed: te.Tensor) -> te.Tensor:
 
     def tile(item: Expr, t: Expr, q: Expr, o: Expr) -> Expr:
         image, number = g.locate((item, t))
-        return g.real(g.at(grad, image, o, g.row(number, q)))
+        return g.by_tile(number, q, lambda row: g.at(grad, image, o, row))
 
     rows = te.compute((*g.outer, g.tiling.rows, p.out_channels), tile, name="grad_tile")
     o = te.reduce_axis((0, outputs), "o")
@@ -274,9 +275,7 @@ def backward_weight(
     """
     g, p = Graph(problem, tiling, "slices"), problem
     grad = g.argument("grad", g.map_shape(p.out_channels))
-    wide = -(-(p.out_channels // p.groups) // tiling.columns) * tiling.columns
-    padded = p.out_channels if p.groups > 1 else wide
-    grad_rows = g.rows_of(grad, "grad_rows", padded, p.accumulate)
+    grad_rows = g.rows_of(grad, "grad_rows", p.out_channels, p.accumulate)
     results = {}
     if "grad_weight" in outputs:
         x = g.argument("input", g.map_shape(p.in_channels, output_sized=False))
@@ -295,16 +294,21 @@ def _grad_weight(g: Graph, samples: te.Tensor, grad_rows: te.Tensor) -> te.Tenso
     p, columns = g.problem, g.tiling.columns
     parts, width = g.parts
     outputs, group_channels = p.out_channels // p.groups, p.in_channels // p.groups
+    wide = -(-outputs // columns) * columns
     q = te.reduce_axis((0, g.tiling.rows), "q")
 
-    def tile_sum(s: Expr, n: Expr, tile: Expr, t: Expr, part: Expr, c: Expr, o: Expr) -> Expr:
+    def grad_value(s: Expr, n: Expr, tile: Expr, r: Expr, part: Expr, o: Expr) -> Expr:
         group = ((s * parts + part) * width) // group_channels if p.groups > 1 else 0
-        right = g.row_value(grad_rows, n, g.row(tile, q), group * outputs + o)
-        if p.groups > 1 and outputs % columns:
-            right = _inside(o < outputs, right)
-        return te.sum(samples[s, n, tile, q, t, part * width + c] * right, axis=[q])
+        value = _row_value(g, grad_rows, n, g.row(tile, r), group * outputs + o)
+        return value if outputs == wide else _inside(o < outputs, value)
 
-    shape = (g.taps, parts, width, -(-outputs // columns) * columns)
+    grads = te.compute((*g.outer, g.tiling.rows, parts, wide), grad_value, name="grad_tile")
+
+    def tile_sum(s: Expr, n: Expr, tile: Expr, t: Expr, part: Expr, c: Expr, o: Expr) -> Expr:
+        left = samples[s, n, tile, q, t, part * width + c]
+        return te.sum(left * grads[s, n, tile, q, part, o], axis=[q])
+
+    shape = (g.taps, parts, width, wide)
     partial = te.compute((*g.outer, *shape), tile_sum, name="partial")
     n, tile = te.reduce_axis((0, g.n), "image"), te.reduce_axis((0, g.tiles), "tile")
     sums = te.compute(
@@ -322,13 +326,17 @@ def _grad_weight(g: Graph, samples: te.Tensor, grad_rows: te.Tensor) -> te.Tenso
     return te.compute((p.out_channels, group_channels, g.kh, g.kw), value, name="grad_weight")
 
 
+def _row_value(g: Graph, rows: te.Tensor, image: Expr, pixel: Expr, c: Expr) -> Expr:
+    return g.real(rows[g.row_index(rows, image, pixel, c)])
+
+
 def _grad_bias(g: Graph, grad_rows: te.Tensor) -> te.Tensor:
     """Tile sums, then their sum: an error that grows with the tile, not with the whole batch."""
     p, rows = g.problem, g.tiling.rows
     q = te.reduce_axis((0, rows), "q")
 
     def tile_sum(n: Expr, tile: Expr, o: Expr) -> Expr:
-        value = g.row_value(grad_rows, n, g.row(tile, q), o)
+        value = _row_value(g, grad_rows, n, g.row(tile, q), o)
         return te.sum(_inside(tile * int64(rows) + q < g.pixels, value), axis=[q])
 
     partial = te.compute((g.n, g.tiles, p.out_channels), tile_sum, name="bias_partial")

@@ -8,6 +8,7 @@ tile's samples are the rows of a GEMM's left operand and live only as long as th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Graph:
         self.kh, self.kw = problem.kernel_size
         self.taps = self.kh * self.kw
         self.channels = padded_channels(problem, tiling.sample_lanes)
+        self.group_channels = self.channels // problem.offset_groups
         self.slices = self.channels // (tiling.slice or self.channels)
         self.arguments: list[te.Tensor] = []
 
@@ -118,6 +120,16 @@ class Graph:
         """The linear output pixel of a tile's row; padding rows repeat the last pixel."""
         return te.min(tile * int64(self.tiling.rows) + q, self.pixels - int64(1))
 
+    def by_tile(self, tile: Expr, q: Expr, read: Callable[[Expr], Expr]) -> Expr:
+        """A row's value, with plain addresses in all tiles but a ragged last one.
+
+        The condition is the same for the whole tile, so the compiler makes two loops of it.
+        """
+        plain = tile * int64(self.tiling.rows) + q
+        full = (tile + 1) * int64(self.tiling.rows) <= self.pixels
+        value = tirx.if_then_else(full, read(plain), read(self.row(tile, q)))
+        return self.real(value)
+
     def rows_of(self, tensor: te.Tensor, name: str, channels: int, dtype: str) -> te.Tensor:
         """A map as rows [image, pixel, `channels`], copied only where it is not so already."""
         p = self.problem
@@ -135,9 +147,9 @@ class Graph:
 
         return te.compute((self.n, height * width, int64(channels)), value, name=name)
 
-    def row_value(self, rows: Any, image: Expr, pixel: Expr, c: Expr) -> Expr:
-        four = len(rows.shape) == 4
-        return self.real(rows[image, int64(0), pixel, c] if four else rows[image, pixel, c])
+    def row_index(self, rows: Any, image: Expr, pixel: Expr, c: Expr) -> tuple[Expr, ...]:
+        """Where rows hold a channel of a linear pixel; a map's rows are contiguous."""
+        return (image, int64(0), pixel, c) if len(rows.shape) == 4 else (image, pixel, c)
 
     # -- where the samples are -----------------------------------------------------------------
 
@@ -195,7 +207,7 @@ class Graph:
         def value(*index: Expr) -> Expr:
             channel, q = index[-2:]
             image, tile = self.locate(index)
-            return self.real(self.at(tensor, image, channel, self.row(tile, q)))
+            return self.by_tile(tile, q, lambda row: self.at(tensor, image, channel, row))
 
         return te.compute((*self.outer, channels, self.tiling.rows), value, name=name)
 
@@ -212,10 +224,11 @@ class Graph:
             outer, (q, t, local) = index[:leading], index[leading:]
             image, _ = self.locate(outer)
             c = self.slice_of(outer) * width + local if self.slices > 1 else local
-            group = c // (p.in_channels // p.offset_groups) if p.offset_groups > 1 else int64(0)
+            group = c // self.group_channels if p.offset_groups > 1 else int64(0)
             where = [pixel[(*outer, group, t, i, q)] for i in range(4)]
             terms = [
-                share[(*outer, group, t, i, q)] * self.row_value(x_rows, image, int64(where[i]), c)
+                share[(*outer, group, t, i, q)]
+                * self.real(x_rows[self.row_index(x_rows, image, int64(where[i]), c)])
                 for i in range(4)
             ]
             total = ((terms[0] + terms[1]) + terms[2]) + terms[3]

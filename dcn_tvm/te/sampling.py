@@ -41,9 +41,12 @@ def weight(position: Expr, size: Expr, side: Expr, boundary: str) -> Expr:
 def slope(position: Expr, size: Expr, side: Expr, boundary: str) -> Expr:
     """d(weight)/d(position): -1 at side 0, +1 at side 1, 0 if missing, NaN at a NaN position."""
     dtype = _dtype(position)
-    sign = (2 * side - 1).astype(dtype)
-    value = tirx.Select(tirx.isnan(position), position, sign)
-    return tirx.Select(_missing(position, size, side, boundary), tirx.const(0.0, dtype), value)
+    zero, sign = tirx.const(0.0, dtype), (2 * side - 1).astype(dtype)
+    # NaN is neither missing nor anywhere (isnan would keep this from becoming vector code)
+    somewhere = tirx.any(position < zero, position < size.astype(dtype))
+    return tirx.Select(
+        _missing(position, size, side, boundary), zero, tirx.Select(somewhere, sign, position)
+    )
 
 
 def outside(position: Expr, size: Expr, boundary: str, *, slopes: bool = False) -> Expr:

@@ -38,12 +38,13 @@ def forward(
     rows, vectors = gemm.register_tile(knobs, target, -(-width // vector))
     row_bytes = (problem.in_channels + problem.out_channels) * gemm.item_bytes(problem)
     tile = _rows(knobs, rows, 112, target.l2_bytes * 3 // 4 // row_bytes)
+    corners = 30 * problem.offset_groups  # numbers that place one sample, beside its channels
     tiling = Tiling(
         rows=tile,
         lanes=vector,
         columns=vector * vectors,
         sample_lanes=sample_lanes(problem, lanes),
-        taps=_taps(knobs, problem, target, tile * problem.in_channels),
+        taps=_taps(knobs, problem, target, tile * (problem.in_channels + corners)),
     )
     function, close, graph = te.forward(problem, tiling)
     sch = Schedule(function)
@@ -56,7 +57,7 @@ def forward(
     _multiply(sch, partial, register, vector)
     sch.decompose_reduction(sums, chunk)
     _sample(sch, graph, chunk, item)
-    _pack(sch, outer=2, last=2)
+    _pack(sch, tap=2, row=3, vector=vector)
     _copy_rows(sch, "input_rows")
     return close(sch.mod["main"])
 
@@ -101,7 +102,7 @@ def backward_data(
     sch.decompose_reduction(products, o)
     sch.compute_at(sch.get_sblock("grad_tile"), tile_loop, preserve_unit_loops=True)
     _positions(sch, graph, chunk, tile_loop)
-    _pack(sch, outer=4, last=2)
+    _pack(sch, tap=2, row=4, vector=vector)
     for name in ("input_rows", *outputs):
         _copy_rows(sch, name)
     return close(sch.mod["main"])
@@ -146,9 +147,17 @@ def _sum_over_tiles(sch: Schedule, graph: Graph, rows: int, vector: int) -> None
     register = gemm.tile_rows(sch, sums, rows, graph.tiling.columns, vector)
     _multiply(sch, partial, register, vector)
     _sample(sch, graph, t, tile)
+    grad_tile = sch.get_sblock("grad_tile")
+    sch.compute_at(grad_tile, tile, preserve_unit_loops=True)
+    sch.vectorize(sch.split(sch.get_loops(grad_tile)[-1], [None, vector])[1])
     sch.decompose_reduction(sums, image)
+    # Transposed in blocks of 16 outputs: their sums share cache lines, and so do their taps.
     o, c, a, b = sch.get_loops(sch.get_sblock("grad_weight"))
-    sch.parallel(o)
+    o_outer, o_inner = sch.split(o, [None, 16])
+    sch.reorder(o_outer, c, o_inner, a, b)
+    sch.parallel(o_outer)
+    for loop in (a, b):
+        sch.unroll(loop)
 
 
 def _sum_bias(sch: Schedule, graph: Graph) -> None:
@@ -219,15 +228,29 @@ def _sample(sch: Schedule, graph: Graph, chunk: Any, tile: Any) -> None:
     """Samples of a chunk of taps, one vector of channels per corner."""
     samples = sch.get_sblock("samples")
     sch.compute_at(samples, chunk, preserve_unit_loops=True)
-    channel = sch.get_loops(samples)[-1]
-    sch.vectorize(sch.split(channel, [None, graph.tiling.sample_lanes])[1])
+    q, t, channel = sch.get_loops(samples)[-3:]
+    groups, channel = sch.split(channel, _group_split(graph))
+    block, lane = sch.split(channel, [None, graph.tiling.sample_lanes])
+    q_outer, q_inner = sch.split(q, [None, _wide(graph)])
+    sch.reorder(q_outer, groups, t, q_inner, block, lane)
+    sch.vectorize(lane)
     _positions(sch, graph, chunk, tile)
+
+
+def _group_split(graph: Graph) -> list[int | None]:
+    width = graph.channels // graph.slices
+    return [None, min(width, graph.channels // graph.problem.offset_groups)]
+
+
+def _wide(graph: Graph) -> int:
+    """Rows whose corners are one vector, and so lie together in the cache."""
+    return _common(graph.tiling.rows, 16 if graph.problem.accumulate == "float32" else 8)
 
 
 def _positions(sch: Schedule, graph: Graph, chunk: Any, tile: Any) -> None:
     """Positions to corners in vectors across rows, per chunk; offsets are gathered per tile."""
     present = _names(sch)
-    wide = _common(graph.tiling.rows, 16 if graph.problem.accumulate == "float32" else 8)
+    wide = _wide(graph)
     consumers_first = (
         *("slope_y", "slope_x", "slope_mask", "share", "pixel"),
         *("slope", "weight", "index", "position"),
@@ -236,16 +259,30 @@ def _positions(sch: Schedule, graph: Graph, chunk: Any, tile: Any) -> None:
         if name in present:
             block = sch.get_sblock(name)
             sch.compute_at(block, chunk, preserve_unit_loops=True)
-            sch.vectorize(sch.split(sch.get_loops(block)[-1], [None, wide])[1])
+            *_, which, q = sch.get_loops(block)
+            q_outer, lane = sch.split(q, [None, wide])
+            if name != "position":  # corners and sides share most of their arithmetic
+                sch.reorder(q_outer, which, lane)
+                sch.unroll(which)
+            sch.vectorize(lane)
     for name in ("mask_tile", "moved", "origins"):
         if name in present:
-            sch.compute_at(sch.get_sblock(name), tile, preserve_unit_loops=True)
+            block = sch.get_sblock(name)
+            sch.compute_at(block, tile, preserve_unit_loops=True)
+            if name != "origins" and graph.problem.layout == "nhwc":
+                channel, q = sch.get_loops(block)[-2:]
+                sch.reorder(q, channel)
+                sch.unroll(sch.split(channel, [None, 8])[1])
 
 
-def _pack(sch: Schedule, outer: int, last: int) -> None:
-    block = sch.get_sblock("packed")
-    loops = sch.get_loops(block)
-    sch.parallel(sch.fuse(*loops[:-2]))
+def _pack(sch: Schedule, tap: int, row: int, vector: int) -> None:
+    """Pack panels; taps innermost but for the columns, as they are what memory holds together."""
+    loops = sch.get_loops(sch.get_sblock("packed"))
+    t, k, column = loops[tap], loops[row], loops[-1]
+    outer = [loop for number, loop in enumerate(loops[:-1]) if number not in (tap, row)]
+    sch.reorder(*outer, k, t, column)
+    sch.vectorize(sch.split(column, [None, vector])[1])
+    sch.parallel(sch.fuse(*outer, k))
 
 
 def _names(sch: Schedule) -> set[str]:
