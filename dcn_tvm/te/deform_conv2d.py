@@ -1,7 +1,7 @@
 """Deformable convolution and its gradients (paper, eq. 2 and appendix A; v2 adds the mask).
 
     forward           y = sum_tc w * m * X(p) + b
-    backward_data     dX += m * k(p, .) * (w^T dy);  dp = m * (w^T dy) . dX/dp;  dm = (w^T dy) . X(p)
+    backward_data     dX += m * k(p, .) (w^T dy);  dp = m (w^T dy) . dX/dp;  dm = (w^T dy) . X(p)
     backward_weight   dw = sum_rows dy * m * X(p);   db = sum_rows dy
 
 The gradients of input, offset and mask need the same product w^T dy, as costly as the forward: they

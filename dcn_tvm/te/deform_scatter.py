@@ -149,15 +149,19 @@ class Walk:
         sums: list[tuple[Any, int, int]],
     ) -> None:
         self.g, self.dots = g, len(slopes)
-        self.products, self.pixel, self.share = products, pixel, share
-        self.x_rows, self.slopes = x_rows, slopes
-        self.grad_rows, self.sums = grad_rows, sums
+        self.products, self.pixel = products, pixel
+        self.share: Any = share
+        self.x_rows: Any = x_rows
+        self.slopes = slopes
+        self.grad_rows: Any = grad_rows
+        self.sums = sums
         self.width = g.channels // g.slices
         self.span = min(self.width, g.group_channels)
         self.lanes = g.tiling.sample_lanes
         self.block = math.gcd(g.tiling.rows, 16)
 
     def emit(self) -> None:
+        """Emit into the current IRBuilder."""
         g = self.g
         workers = g.n * g.slices
         if self.grad_rows is not None:

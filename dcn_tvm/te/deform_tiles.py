@@ -35,9 +35,9 @@ class Tiling:
 class Graph:
     """Shapes, placeholders and the stages that all kernels of the op share.
 
-    `axes` names the leading dimensions of every per-tile stage, in the order of the kernel's outer
-    loops: ("item",) one tile per item; ("image slice", "tile") an item walks the tiles of its
-    image; ("slice", "image", "tile") an item walks all tiles of the batch.
+    `order` tells a kernel's outer loops, which are the leading dimensions of its per-tile stages:
+    "tiles" (an item is one tile), "images" (an item is a channel slice of an image and walks its
+    tiles), "slices" (an item is a channel slice and walks all tiles of all images).
     """
 
     def __init__(self, problem: DeformConv2dProblem, tiling: Tiling, order: str = "tiles") -> None:
@@ -73,9 +73,12 @@ class Graph:
         """(image, tile) of a stage's leading indices."""
         if self.order == "tiles":
             return index[0] // self.tiles, index[0] % self.tiles
-        return (index[0] // self.slices, index[1]) if self.order == "images" else (index[1], index[2])
+        if self.order == "images":
+            return index[0] // self.slices, index[1]
+        return index[1], index[2]
 
     def slice_of(self, index: tuple[Expr, ...]) -> Expr:
+        """Number of the channel slice that a stage's leading indices belong to."""
         return index[0] % self.slices if self.order == "images" else index[0]
 
     @property
@@ -86,20 +89,24 @@ class Graph:
         return width // inner, inner
 
     def const(self, value: float) -> Expr:
+        """A constant of the accumulation type."""
         return tirx.const(value, self.problem.accumulate)
 
     def real(self, value: Expr) -> Expr:
+        """`value` in the accumulation type."""
         return value.astype(self.problem.accumulate)
 
     # -- arguments ---------------------------------------------------------------------------
 
     def map_shape(self, channels: int, *, output_sized: bool = True) -> tuple[Expr, ...]:
+        """Shape of a map of `channels` in the problem's layout."""
         height, width = (self.ho, self.wo) if output_sized else (self.h, self.w)
         if self.problem.layout == "nchw":
             return (self.n, int64(channels), height, width)
         return (self.n, height, width, int64(channels))
 
     def argument(self, name: str, shape: tuple[Any, ...]) -> te.Tensor:
+        """A tensor that the caller passes; arguments keep the order of these calls."""
         tensor = te.placeholder(shape, dtype=self.problem.dtype, name=name)
         self.arguments.append(tensor)
         return tensor
@@ -112,6 +119,7 @@ class Graph:
         return [image, zero, pixel, channel]
 
     def at(self, tensor: Any, image: Expr, channel: Expr, pixel: Expr) -> Expr:
+        """A map's value at a linear pixel."""
         return tensor[tuple(self.index(image, channel, pixel))]
 
     # -- rows --------------------------------------------------------------------------------
@@ -198,6 +206,7 @@ class Graph:
         return te.compute((*self.outer, *shape), value, name=name)
 
     def mask_tile(self, mask: te.Tensor | None) -> te.Tensor | None:
+        """A tile of the mask as [channel, row], None without mask."""
         channels = self.taps * self.problem.offset_groups
         return None if mask is None else self.tile_of(mask, channels, "mask_tile")
 

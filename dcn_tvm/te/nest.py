@@ -1,4 +1,4 @@
-"""Loop nests inside a tensor-expression graph: what `te.compute` cannot say (scatters, ragged stores).
+"""Loop nests in a graph of tensor expressions, for what `te.compute` cannot say (scatters).
 
 `te.extern` places the nest in the graph; `prim_func` then lifts it out of the opaque block that
 TVM wraps around it, so that a schedule can still move its producers into its loops.

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 
 from dcn_tvm.knobs import Knobs
 from dcn_tvm.problem import Problem
-from typing import Any as Target
+from dcn_tvm.target import Target
 
 # (rows, vectors) of accumulators, best first, by the number of vector registers
 TILES = {
@@ -26,17 +27,12 @@ TILES = {
 
 def lanes(target: Target, dtype: str) -> int:
     """Elements of an accumulator vector: `target.lanes` counts float32."""
-    return max(target.lanes // 2, 1) if dtype == "float64" else target.lanes
+    return max(target.lanes // 2 if dtype == "float64" else target.lanes, 1)
 
 
 def narrow(extent: int, width: int) -> int:
     """The smallest power of two that holds `extent`, at most `width`."""
     return min(width, 1 << max(extent - 1, 0).bit_length())
-
-
-def divisors(value: int, limit: int) -> list[int]:
-    """Divisors of `value` up to `limit`, ascending."""
-    return [d for d in range(1, min(value, limit) + 1) if value % d == 0]
 
 
 def item_bytes(problem: Problem) -> int:
@@ -63,10 +59,9 @@ def register_tile(
 
 
 def tile_rows(sch: Schedule, block: Any, register_rows: int, width: int, lane_count: int) -> Any:
-    """Split an output-shaped block's last loops (.., row, column) into panels of register tiles.
+    """Split an output-shaped block's last loops (.., row, column) into register tiles.
 
-    Returns the loop over register tiles, innermost first panels then rows, below which the tile's
-    rows and vectors are unrolled and its lanes vectorised.
+    Returns the loop over the tiles of a panel; below it the tile is unrolled and vectorised.
     """
     row, column = sch.get_loops(block)[-2:]
     row_outer, row_inner = sch.split(row, [None, register_rows])
@@ -77,3 +72,20 @@ def tile_rows(sch: Schedule, block: Any, register_rows: int, width: int, lane_co
     sch.unroll(vector)
     sch.unroll(row_inner)
     return row_outer
+
+
+def multiply(sch: Schedule, partial: Any, register: Any, vector: int) -> None:
+    """Compute a register tile of `partial` (.., row, column) at loop `register`, in registers."""
+    sch.compute_at(partial, register, preserve_unit_loops=True)
+    sch.set_scope(partial, 0, "local")
+    axes = sch.get(partial).iter_vars
+    reductions = sum(1 for axis in axes if axis.iter_type == tirx.IterVar.CommReduce)
+    *_, row, column = sch.get_loops(partial)[:-reductions]
+    depth = sch.get_loops(partial)[-reductions:]
+    outer, lane = sch.split(column, [None, vector])
+    sch.reorder(*depth, row, outer, lane)
+    # Annotated before the reduction is decomposed: afterwards TVM refuses.
+    sch.vectorize(lane)
+    sch.unroll(outer)
+    sch.unroll(row)
+    sch.decompose_reduction(partial, depth[0])
