@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +54,7 @@ def _user_input() -> Iterator[None]:
 def bench(
     suite: Annotated[list[str] | None, typer.Argument(help="Suites; all if absent.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Modes; all if absent.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each problem and mode.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For each problem and mode.")] = 4.0,
     threads: Threads = None,
     quick: Annotated[bool, typer.Option(help="One tiny problem: does it all work?")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every row to this file.")] = None,
@@ -118,6 +118,7 @@ def explain(
     console.print("target:", ", ".join(f"{name} {value}" for name, value in facts.items()))
     for problem in problems:
         console.print(_explanation(problem, kernels.explain(op, problem)))
+    console.print("cache:", str(_cache().info().path), soft_wrap=True)
 
 
 @cache_app.command("info")
@@ -159,15 +160,16 @@ def _problems(op: str, texts: Sequence[str]) -> list[Problem]:
     if op not in registry:
         raise ValueError(f"op must be one of {', '.join(registry)}, got {op}")
     kind = registry[op].problem
-    defaults = {"dtype": "float32", "layout": "nchw"}
-    if texts:
-        return [_make_problem(kind, {**defaults, **_parse(kind, texts)})]
-    known = {field.name for field in dataclasses.fields(kind)}
-    sizes = [case.sizes for case in suites.SUITES.get(op, ())]
-    return [kind(**defaults, **{k: v for k, v in s.items() if k in known}) for s in sizes]
+    described: list[Mapping[str, Any]] = [_parse(kind, texts)]
+    if not texts:
+        known = {field.name for field in dataclasses.fields(kind)}
+        sizes = (case.sizes.items() for case in suites.SUITES.get(op, ()))
+        described = [{name: size for name, size in s if name in known} for s in sizes]
+    return [_make_problem(kind, values) for values in described]
 
 
-def _make_problem(kind: type[Problem], values: dict[str, Any]) -> Problem:
+def _make_problem(kind: type[Problem], described: Mapping[str, Any]) -> Problem:
+    values = {"dtype": "float32", "layout": "nchw", **described}
     required = (f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING)
     missing = [name for name in required if name not in values]
     if missing:
@@ -222,8 +224,8 @@ def _explanation(problem: Problem, kernels: Sequence[KernelExplanation]) -> Tabl
     )
     for kernel in kernels:
         choices = "\n".join(f"{name} = {value}" for name, value in kernel.choices.items())
-        cached = kernel.path or "yes" if kernel.cached else "no"
-        table.add_row(kernel.kernel, str(kernel.target), choices, kernel.provenance, cached)
+        cached = "yes" if kernel.cached else "no"
+        table.add_row(kernel.kernel, kernel.target, choices, kernel.provenance, cached)
     return table
 
 

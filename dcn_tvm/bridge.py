@@ -2,193 +2,262 @@
 
 For each op it defines `dcn_tvm::<op>` and `dcn_tvm::<op>_backward`, with fake kernels (the shape
 rule, so that torch.compile and export need no compiler), autograd and autocast.
+
+A warm call is short. torch.library.register_autograd would take every argument through C++ and back
+a second time (10 us): the autograd kernel of plain CPU tensors calls the implementation itself, and
+dispatches on whatever else there is (fake tensors, modes, other devices). And a call like one that
+was checked before, which nobody listens to, takes a `Shortcut` past checks and dispatcher.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
-from dcn_tvm import kernels, ops
+from dcn_tvm import ops
+from dcn_tvm.binding import Args, Binding, layout_of
 from dcn_tvm.build import Request
-from dcn_tvm.ops import Kernel, Op
+from dcn_tvm.ops import Op
 
-_ALIGNMENT = 64  # bytes that the kernels' vector loads may assume, and torch's allocator gives
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
+_Run = Callable[..., Any]
 _library = torch.library.Library("dcn_tvm", "DEF")
+_bindings: dict[str, Binding] = {}
+_keys = torch._C.DispatchKey
+# What the autograd kernel sees when the tensors are plain CPU ones, with no mode around the call.
+_PLAIN = torch._C.DispatchKeySet(_keys.CPU).add(_keys.AutogradCPU).raw_repr()
+_REMEMBERED = 1024  # signatures of calls; a program that has more forgets them all, and starts over
 
-Args = Sequence[Any]
+
+@dataclass(frozen=True)
+class _Known:
+    """What checks and dispatcher found out about a call."""
+
+    request: Request
+    attributes: Args
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-class Binding:
-    """One op's implementation for torch: allocates outputs and calls kernels."""
+class Shortcut:
+    """Repeats calls of an op that `learn` has seen go through its checks and the dispatcher.
+
+    Only plain CPU tensors of the same shapes and types take it, and only where nothing wants to see
+    or change the call: no compiler, mode, transform, tracer, autocast or profiler.
+    """
 
     def __init__(self, op: Op) -> None:
-        self.op = op
-        self.names = [tensor.name for tensor in op.tensors]
-        self.count = len(self.names)
-        self.maps = {tensor.name for tensor in op.tensors if tensor.map} | {"grad", "output"}
-        self.maps |= {f"grad_{name}" for name in self.maps}
-        self.problem = functools.lru_cache(maxsize=4096)(op.problem)
-        self.forward_inputs = [self.names.index(name) for name in op.forward.inputs]
+        self._binding = _bindings[op.name]
+        self._backward = getattr(torch.ops.dcn_tvm, f"{op.name}_backward").default
+        self._known: dict[Args, _Known] = {}
 
-    # -- forward -----------------------------------------------------------------------------
-
-    def forward(self, *args: Any) -> torch.Tensor:
-        """The op's kernel on CPU tensors."""
-        tensors, attributes = args[: self.count], args[self.count :]
-        layout = _layout(tensors[0])
-        output = _empty(self.op.shape(tensors, attributes), tensors[0], layout)
-        if output.numel() == 0:
+    def __call__(self, tensors: Args, options: Args) -> Tensor | None:
+        """The op's output, or None if the call must go the long way."""
+        if not _unobserved():
+            return None
+        try:
+            known = self._known.get(_signature(tensors, options))
+        except TypeError:  # an option that cannot be hashed, such as a list
+            return None
+        if known is None:
+            return None
+        if torch.is_grad_enabled() and _requires_grad(tensors):
+            run, specs = functools.partial(self._run, known), self._binding.op.tensors
+            output: Tensor = _Differentiable.apply(
+                run, self._backward, specs, *tensors, *known.attributes
+            )
             return output
-        given = {"output": output} | dict(zip(self.names, tensors, strict=True))
-        self._run(self.op.forward, self.op.forward.outputs, given, tensors, attributes, layout)
+        return self._run(known, *tensors)
+
+    def learn(self, tensors: Args, options: Args, attributes: Args, output: Tensor) -> None:
+        """Remember a call with `options`, which passed the checks and became `attributes`."""
+        if not _unobserved() or not output.numel():
+            return
+        signature = _signature(tensors, options)
+        if not signature or any(isinstance(option, list) for option in options):
+            return
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        request = self._binding.forward_request(tensors, attributes)
+        self._known[signature] = _Known(request, attributes, output.shape, output.stride())
+
+    def _run(self, known: _Known, *args: Any) -> Tensor:
+        output = torch.empty_strided(known.shape, known.strides, dtype=args[0].dtype)
+        self._binding.run(known.request, (*args[: self._binding.count], output))
         return output
 
-    def forward_fake(self, *args: Any) -> torch.Tensor:
-        """The output's shape, type and memory format."""
-        tensors, attributes = args[: self.count], args[self.count :]
-        shape = self.op.shape(tensors, attributes)
-        return _empty(shape, tensors[0], _layout(tensors[0]))
 
-    # -- backward ----------------------------------------------------------------------------
+def _signature(tensors: Args, options: Args) -> Args:
+    """Everything on which checks and dispatch depend, or () where a tensor is not plain."""
+    signature: list[Any] = [options]
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is Tensor or kind is Parameter:
+            if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_neg():
+                return ()
+            signature += (tensor.shape, tensor.dtype)
+        elif tensor is None and len(signature) > 1:  # the first tensor is never optional
+            signature.append(None)
+        else:
+            return ()
+    return (*signature, layout_of(tensors[0]))
 
-    def backward(self, grad: torch.Tensor, *args: Any) -> list[torch.Tensor]:
-        """Gradients of the tensors whose flag in the last argument is set, in their order."""
-        tensors, attributes, needed = args[: self.count], args[self.count : -1], args[-1]
-        layout = _layout(tensors[0])
-        results = self._gradients(tensors, needed, layout)
-        given = {"grad": grad} | dict(zip(self.names, tensors, strict=True)) | results
-        if grad.numel() == 0 or tensors[0].numel() == 0:
-            return [result.zero_() for result in results.values()]
-        for kernel in self.op.backward:
-            outputs = tuple(name for name in kernel.outputs if name in results)
-            if outputs:
-                self._run(kernel, outputs, given, tensors, attributes, layout)
-        return list(results.values())
 
-    def backward_fake(self, grad: torch.Tensor, *args: Any) -> list[torch.Tensor]:
-        """The gradients' shapes, types and memory formats."""
-        tensors, needed = args[: self.count], args[-1]
-        return list(self._gradients(tensors, needed, _layout(tensors[0])).values())
+def _unobserved() -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and _dispatch_state() in _QUIET
+        and not torch._C._autograd._profiler_enabled()
+        and not torch._C._is_torch_function_mode_enabled()
+        and not _is_forward_mode()
+    )
 
-    def _gradients(self, tensors: Args, needed: Args, layout: str) -> dict[str, torch.Tensor]:
-        results = {}
-        for name, tensor, wanted in zip(self.names, tensors, needed, strict=True):
-            if wanted and tensor is not None:
-                form = layout if name in self.maps else "nchw"
-                results[f"grad_{name}"] = _empty(tensor.shape, tensor, form)
-        return results
 
-    # -- kernels -----------------------------------------------------------------------------
+def _is_forward_mode() -> bool:
+    """Then tensors may have tangents, for which torch.autograd.Function raises a clear error."""
+    return forward_ad._current_level >= 0
 
-    def _run(
-        self,
-        kernel: Kernel,
-        outputs: tuple[str, ...],
-        given: dict[str, torch.Tensor | None],
-        tensors: Args,
-        attributes: Args,
-        layout: str,
-    ) -> None:
-        dtype = DTYPES[tensors[0].dtype]
-        problem = self.problem(*self.op.facts(tensors, attributes, dtype, layout))
-        function = kernels.get(Request(problem, kernel.name, outputs))
-        torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
-        names = (*self.op.needs(kernel, outputs), *outputs)
-        function(
-            *[
-                _kernel_argument(tensor, name in self.maps, layout)
-                for name in names
-                if (tensor := given[name]) is not None
-            ]
+
+def _dispatch_state() -> tuple[int, int]:
+    included, excluded = (
+        torch._C._dispatch_tls_local_include_set(),
+        torch._C._dispatch_tls_local_exclude_set(),
+    )
+    return included.raw_repr(), excluded.raw_repr()
+
+
+def _quiet_states() -> Iterator[tuple[int, int]]:
+    """The states in which the dispatcher adds nothing of its own, with gradients and without."""
+    yield _dispatch_state()
+    with torch.inference_mode():
+        yield _dispatch_state()
+
+
+# A new thread has no mode, whatever there is around the import.
+with ThreadPoolExecutor(1) as _thread:
+    _QUIET = frozenset(_thread.submit(lambda: list(_quiet_states())).result())
+
+
+class _Differentiable(torch.autograd.Function):
+    """Records a call of an op; its backward is the op's second operator."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, run_backward: _Run, specs: Args, *args: Any) -> Tensor:
+        count = len(specs)
+        ctx.run_backward, ctx.specs, ctx.attributes = run_backward, specs, args[count:]
+        ctx.save_for_backward(*args[:count])
+        output: Tensor = run(*args)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[3 : 3 + len(ctx.specs)]
+        needed = [
+            asked and spec.differentiable for asked, spec in zip(wanted, ctx.specs, strict=True)
+        ]
+        found = iter(ctx.run_backward(*grads, *ctx.saved_tensors, *ctx.attributes, needed))
+        gradients = [next(found) if flag else None for flag in needed]
+        return (None, None, None, *gradients, *[None] * len(ctx.attributes))
+
+
+class _Final(torch.autograd.Function):
+    """Records a call of an op's gradients, only to say that they have none themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, name: str, *args: Any) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(run(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        raise NotImplementedError(
+            f"double backward through dcn_tvm.{ctx.name} is not implemented: its gradients cannot "
+            "be differentiated again"
         )
-
-
-def _layout(tensor: torch.Tensor) -> str:
-    """channels_last only where the tensor is so and not also contiguous, as torch's convolution."""
-    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
-        return "nchw"
-    return "nhwc"
-
-
-def _empty(shape: Sequence[Any], like: torch.Tensor, layout: str) -> torch.Tensor:
-    format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format)
-
-
-def _kernel_argument(tensor: torch.Tensor, is_map: bool, layout: str) -> torch.Tensor:
-    """Dense, aligned, and with its dimensions in the order of memory; copied only if it must be."""
-    tensor = tensor.detach()
-    if is_map and layout == "nhwc":
-        tensor = tensor.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _bind(op: Op) -> None:
     binding, name = Binding(op), op.name
+    _bindings[name] = binding
     _library.define(f"{name}({op.schema}) -> Tensor")
     _library.define(f"{name}_backward(Tensor grad, {op.schema}, bool[] needed) -> Tensor[]")
-    _library.impl(name, binding.forward, "CPU")
-    _library.impl(f"{name}_backward", binding.backward, "CPU")
-    torch.library.register_fake(f"dcn_tvm::{name}", binding.forward_fake, lib=_library)
-    torch.library.register_fake(f"dcn_tvm::{name}_backward", binding.backward_fake, lib=_library)
+    functions = {name: binding.forward, f"{name}_backward": binding.backward}
+    fakes = {name: binding.forward_fake, f"{name}_backward": binding.backward_fake}
+    for overload, function in functions.items():
+        _library.impl(overload, function, "CPU")
+        _library.impl(overload, functools.partial(_refuse, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"dcn_tvm::{overload}", lib=_library)(fakes[overload])
     _register_autograd(op, binding)
-    _register_autocast(op, binding)
+    _register_autocast(op)
+
+
+def _refuse(name: str, *args: Any) -> None:
+    """What every backend does that has neither kernels of ours nor a shape rule."""
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    raise NotImplementedError(
+        f"dcn_tvm.{name} has kernels for dense tensors on cpu, got {tensor.layout} on "
+        f"{tensor.device}; dcn_tvm.reference.{name} runs there"
+    )
 
 
 def _register_autograd(op: Op, binding: Binding) -> None:
-    run_backward = getattr(torch.ops.dcn_tvm, f"{op.name}_backward").default
-    attributes = op.attributes.count(",") + 1
-    flags = [tensor.differentiable for tensor in op.tensors]
+    forward = getattr(torch.ops.dcn_tvm, op.name).default
+    backward = getattr(torch.ops.dcn_tvm, f"{op.name}_backward").default
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs[: binding.count])
-        ctx.attributes = inputs[binding.count :]
+    def record(keys: Any, *args: Any) -> Any:
+        run = _below_autograd(keys, binding.forward, forward)
+        if _is_forward_mode() or (torch.is_grad_enabled() and _requires_grad(args)):
+            return _Differentiable.apply(run, backward, op.tensors, *args)
+        return run(*args)
 
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        wanted = ctx.needs_input_grad[: binding.count]
-        needed = [asked and flag for asked, flag in zip(wanted, flags, strict=True)]
-        found = iter(run_backward(grad, *ctx.saved_tensors, *ctx.attributes, needed))
-        gradients = [next(found) if flag else None for flag in needed]
-        return (*gradients, *[None] * attributes)
+    def record_backward(keys: Any, *args: Any) -> Any:
+        run = _below_autograd(keys, binding.backward, backward)
+        if torch.is_grad_enabled() and _requires_grad(args):
+            return list(_Final.apply(run, op.name, *args))
+        return run(*args)
 
-    def refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        raise NotImplementedError(
-            f"double backward through dcn_tvm.{op.name} is not implemented: its gradients cannot "
-            "be differentiated again"
-        )
-
-    torch.library.register_autograd(
-        f"dcn_tvm::{op.name}", backward, setup_context=setup_context, lib=_library
-    )
-    torch.library.register_autograd(f"dcn_tvm::{op.name}_backward", refuse, lib=_library)
+    _library.impl(op.name, record, "Autograd", with_keyset=True)
+    _library.impl(f"{op.name}_backward", record_backward, "Autograd", with_keyset=True)
 
 
-def _register_autocast(op: Op, binding: Binding) -> None:
-    """Like convolution: float32 tensors become the autocast type, others stay as they are."""
-    call: Callable[..., torch.Tensor] = getattr(torch.ops.dcn_tvm, op.name).default
-    key = torch._C.DispatchKey.AutocastCPU
+def _below_autograd(keys: Any, direct: _Run, dispatched: Any) -> _Run:
+    """The implementation where nothing lies between autograd and it, else the rest of dispatch."""
+    if keys.raw_repr() == _PLAIN:
+        return direct
 
-    def autocast(*args: Any) -> torch.Tensor:
+    def run(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return dispatched.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    return run
+
+
+def _requires_grad(args: Args) -> bool:
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def _register_autocast(op: Op) -> None:
+    """Like convolution: all tensors but float64 become the autocast type."""
+    call = getattr(torch.ops.dcn_tvm, op.name).default
+
+    def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype("cpu")
-        tensors = [
-            tensor.to(dtype) if tensor is not None and tensor.dtype == torch.float32 else tensor
-            for tensor in args[: binding.count]
-        ]
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return call(*tensors, *args[binding.count :])
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_keys.AutocastCPU)):
+            return call(*(_cast(arg, dtype) for arg in args))
 
     _library.impl(op.name, autocast, "AutocastCPU")
+
+
+def _cast(arg: Any, dtype: torch.dtype) -> Any:
+    lower = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+    return arg.to(dtype) if lower else arg
 
 
 for _op in ops.registry().values():

@@ -7,16 +7,18 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import shlex
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcn_tvm import _resources, settings
+from dcn_tvm import _resources, openmp, settings
 from dcn_tvm.errors import CompileError
+from dcn_tvm.knobs import Knobs
 from dcn_tvm.problem import Problem
 from dcn_tvm.target import Target
 
@@ -51,24 +53,22 @@ class Scheduled:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def schedule(
-    request: Request, target: Target, recorded: Mapping[str, int] | None = None
-) -> Scheduled:
-    """Run the op's schedule with default choices, or replay `recorded` ones.
+def schedule(request: Request, target: Target, knobs: Knobs | None = None) -> Scheduled:
+    """Run the op's schedule with the choices that `knobs` make: by default, its own defaults.
 
     Raises:
         NotImplementedError: the target's family has no schedule for this op.
         ValueError: the recorded choices do not fit the schedule.
     """
-    from dcn_tvm.knobs import Knobs
-
-    family = FAMILIES.get(target.kind)
+    knobs = knobs or Knobs()
     op = request.problem.op
+    name = f"dcn_tvm.schedules.{FAMILIES.get(target.kind)}.{op}"
     try:
-        module = importlib.import_module(f"dcn_tvm.schedules.{family}.{op}")
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # not the schedule is missing, but something that it imports
         raise NotImplementedError(f"{op} has no schedule for target {target.kind}") from error
-    knobs = Knobs(recorded)
     function = getattr(module, request.kernel)(request.problem, target, knobs, request.outputs)
     return Scheduled(function.with_attr("global_symbol", SYMBOL), knobs.finish())
 
@@ -85,16 +85,19 @@ def compile(request: Request, scheduled: Scheduled, target: Target) -> Any:
     try:
         with _announced(f"compiling {request} for {target.id}"):
             return tvm.compile(module, target=tvm.target.Target(target.to_tvm_dict())).mod
-    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # TVM's own are RuntimeErrors
         raise CompileError(f"cannot compile {request} for {target.key()}: {error}") from error
 
 
-def link(module: Any, compiler: list[str], path: Path) -> None:
+def link(module: Any, path: Path) -> None:
     """Write the compiled module as a shared library that needs only apache-tvm-ffi.
 
     Raises:
-        CompileError: the C compiler failed.
+        CompileError: there is no C compiler, or it failed.
     """
+    compiler = openmp.find_compiler()
+    if compiler is None:
+        raise CompileError("no C compiler was found: install cc, gcc or clang, or set CC")
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(folder) / "kernel.o"
         module.write_to_file(str(objects), "o")
@@ -103,7 +106,7 @@ def link(module: Any, compiler: list[str], path: Path) -> None:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         except (OSError, subprocess.SubprocessError) as error:
             reason = getattr(error, "stderr", None) or error
-            raise CompileError(f"{' '.join(command)} failed: {reason}") from error
+            raise CompileError(f"{shlex.join(command)} failed: {reason}") from error
 
 
 @functools.cache
@@ -114,9 +117,11 @@ def versions() -> tuple[str, ...]:
 
 @functools.cache
 def fingerprint() -> str:
-    """Hash of the sources that decide what a request compiles to: mathematics and schedules."""
+    """Hash of the sources that decide what a request compiles to."""
     package = Path(__file__).parent
-    files = [*sorted((package / "te").glob("*.py")), package / "knobs.py", Path(__file__)]
+    files = [package / name for name in ("build.py", "knobs.py", "problem.py", "target.py")]
+    files += sorted((package / "ops").glob("*.py"))
+    files += sorted((package / "te").glob("*.py"))
     files += sorted(_resources.root("schedules").rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
@@ -124,14 +129,19 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def warn_no_compiler() -> None:
-    """Say once that builds are not kept."""
-    warnings.warn(
-        "no C compiler was found: kernels are compiled in memory and not kept on disk, so every "
-        "process compiles them again; install cc, gcc or clang, or set CC",
-        stacklevel=2,
-    )
+_warned = False
+
+
+def warn_not_kept(reason: str) -> None:
+    """Say once why builds are not kept."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"kernels are compiled in memory and not kept on disk, so every process compiles them "
+            f"again: {reason}",
+            stacklevel=2,
+        )
 
 
 @contextlib.contextmanager

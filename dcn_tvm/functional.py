@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dcn_tvm import bridge  # defines torch.ops.dcn_tvm
+from dcn_tvm.binding import DTYPES
 from dcn_tvm.ops.deform_conv2d import BOUNDARIES, OP
 
 __all__ = ["deform_conv2d"]
 
-_DTYPES = tuple(bridge.DTYPES)
+_DTYPES = tuple(DTYPES)
+_shortcut = bridge.Shortcut(OP)
 _Pair = int | tuple[int, int]
+_Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def deform_conv2d(
@@ -28,8 +34,8 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolve the input sampled at learned offsets: a drop-in for torchvision's function.
 
-    `y[n,o,i,j] = bias[o] + sum_cab w[o,c,a,b] mask[n,g,a,b,i,j] X[n,c](p)` with the position
-    `p = (i s - pad + a d + offset_y, j s - pad + b d + offset_x)` and X(p) the bilinear sample at p.
+    `y[n,o,i,j] = bias[o] + sum_cab w[o,c,a,b] mask[n,g,a,b,i,j] X[n,c](p)` with X(p) the bilinear
+    sample at the position `p = (i s - pad + a d + offset_y, j s - pad + b d + offset_x)`.
 
     Sums are at least float32, coordinates too. Differentiable once, in every tensor. A call gives
     bitwise the same result every time, with any number of threads; so does each image of a batch.
@@ -37,8 +43,8 @@ def deform_conv2d(
     Args:
         input: feature map `[N, C, H, W]`, float32, float64, float16 or bfloat16. The result has its
             memory format; channels_last is the fastest.
-        offset: displacements in pixels `[N, 2*G*Kh*Kw, Ho, Wo]`, channels ordered (g, a, b, (y, x)).
-            G, the number of offset groups, follows from its channels and must divide C.
+        offset: displacements in pixels `[N, 2*G*Kh*Kw, Ho, Wo]`, ordered (g, a, b, (y, x)). G, the
+            number of offset groups, follows from its channels and must divide C.
         weight: `[O, C/groups, Kh, Kw]`; the number of groups follows from C.
         bias: `[O]`, or None.
         stride: step of the output grid in pixels, one number or (y, x).
@@ -65,40 +71,55 @@ def deform_conv2d(
         >>> dcn_tvm.deform_conv2d(x, offset, torch.full((1, 1, 1, 1), 2.0)).sum().item()
         18.0
     """
-    tensors = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    _check_kind(tensors)
-    options = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
-    geometry = [_pair(name, value, least) for name, (value, least) in options.items()]
+    tensors, options = (input, offset, weight, bias, mask), (stride, padding, dilation, boundary)
+    output = _shortcut(tensors, options)
+    if output is None:
+        attributes = _checked(tensors, options)
+        output = torch.ops.dcn_tvm.deform_conv2d(*tensors, *attributes)
+        _shortcut.learn(tensors, options, attributes, output)
+    return output
+
+
+def _checked(tensors: Sequence[Any], options: Sequence[Any]) -> tuple[Any, ...]:
+    """The operator's attributes, if all arguments fit."""
+    input, offset, weight, bias, mask = tensors
+    stride, padding, dilation, boundary = options
+    ranks = {"input": 4, "offset": 4, "weight": 4, "bias": 1, "mask": 4}
+    for (name, rank), tensor in zip(ranks.items(), tensors, strict=True):
+        if tensor is not None or name not in ("bias", "mask"):
+            _check_kind(name, tensor, rank, input)
+    geometry = (
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+    )
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}")
     _check_sizes(input, offset, weight, bias, mask, geometry)
-    result: Tensor = torch.ops.dcn_tvm.deform_conv2d(
-        input, offset, weight, bias, mask, *geometry, boundary
-    )
-    return result
+    return (*geometry, boundary)
 
 
-def _check_kind(tensors: dict[str, Tensor | None]) -> None:
-    """Types, devices and ranks; every tensor but a bias has four dimensions."""
-    first = tensors["input"]
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        assert first is not None
-        if tensor.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"{name} must have one of the floating types {known}, got {tensor.dtype}")
-        if tensor.dtype != first.dtype and not torch.is_autocast_enabled(tensor.device.type):
-            raise TypeError(f"{name} must have the input's type {first.dtype}, got {tensor.dtype}")
-        if tensor.device != first.device:
-            raise ValueError(f"{name} must be on the input's device {first.device}, got {tensor.device}")
-        rank = 1 if name == "bias" else 4
-        if tensor.dim() != rank:
-            raise ValueError(
-                f"{name} must have {rank} dimensions, got {tensor.dim()}: {tuple(tensor.shape)}"
-            )
+def _check_kind(name: str, tensor: Tensor, rank: int, input: Tensor) -> None:
+    """Type, device and rank of an argument, mostly relative to the input's."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    dtype, device = tensor.dtype, input.device
+    if dtype not in _DTYPES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+        raise TypeError(f"{name} must have one of the floating types {known}, got {dtype}")
+    if dtype != input.dtype and not _autocasts(dtype, input.dtype, device.type):
+        raise TypeError(f"{name} must have the input's type {input.dtype}, got {dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the input's device {device}, got {tensor.device}")
+    if tensor.dim() != rank:
+        raise ValueError(
+            f"{name} must have {rank} dimensions, got {tensor.dim()}: {tuple(tensor.shape)}"
+        )
+
+
+def _autocasts(dtype: torch.dtype, other: torch.dtype, device_type: str) -> bool:
+    """Whether autocast makes the two one; it leaves float64 alone."""
+    return torch.is_autocast_enabled(device_type) and torch.float64 not in (dtype, other)
 
 
 def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
@@ -106,10 +127,10 @@ def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
     if (
         not isinstance(pair, tuple | list)
         or len(pair) != 2
-        or not all(isinstance(number, int) for number in pair)
+        or not (isinstance(pair[0], int) and isinstance(pair[1], int))
     ):
         raise TypeError(f"{name} must be a whole number or two of them, got {value!r}")
-    if min(pair) < least:
+    if pair[0] < least or pair[1] < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return pair[0], pair[1]
 
@@ -120,48 +141,49 @@ def _check_sizes(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
-    geometry: list[tuple[int, int]],
+    geometry: _Geometry,
 ) -> None:
-    channels, (out_channels, group_channels, kh, kw) = input.shape[1], weight.shape
-    if min(out_channels, group_channels, kh, kw) < 1:
+    """Every size follows from the shapes of input and weight and the number of offset groups."""
+    (batch, channels, height, width), (filters, group_channels, kh, kw) = input.shape, weight.shape
+    if height < 1 or width < 1:
+        raise ValueError(f"input must have at least one row and column, got {tuple(input.shape)}")
+    if filters < 1 or group_channels < 1 or kh < 1 or kw < 1:
         raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
+    _check_groups(channels, filters, group_channels)
+    size = OP.shape((input, offset, weight, bias, mask), geometry)[2:]
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(
+            f"the output must have at least one row and column, got {size[0]} x {size[1]} from an "
+            f"input of {height} x {width} and a kernel of {kh} x {kw}"
+        )
+    taps = kh * kw
+    offset_groups = offset.shape[1] // (2 * taps)
+    if offset.shape[1] % (2 * taps) or offset_groups < 1 or channels % offset_groups:
+        raise ValueError(
+            f"the offset's channels must be 2*{kh}*{kw} = {2 * taps} for each offset group, the "
+            f"groups dividing the input's {channels} channels, got {offset.shape[1]} channels"
+        )
+    _check_shape("offset", offset, (batch, 2 * taps * offset_groups, *size))
+    if mask is not None:
+        _check_shape("mask", mask, (batch, taps * offset_groups, *size))
+    if bias is not None:
+        _check_shape("bias", bias, (filters,))
+
+
+def _check_groups(channels: int, filters: int, group_channels: int) -> None:
     if channels < 1 or channels % group_channels:
         raise ValueError(
-            f"the input's channels must be a multiple of the weight's {group_channels}, got {channels}"
+            f"the input's channels must be a multiple of the weight's {group_channels}, "
+            f"got {channels}"
         )
     groups = channels // group_channels
-    if out_channels % groups:
+    if filters % groups:
         raise ValueError(
             f"the weight's filters must be a multiple of {groups} groups "
-            f"({channels} channels / {group_channels}), got {out_channels}"
+            f"({channels} channels / {group_channels}), got {filters}"
         )
-    offset_groups = offset.shape[1] // (2 * kh * kw)
-    if offset.shape[1] % (2 * kh * kw) or offset_groups < 1 or channels % offset_groups:
-        raise ValueError(
-            f"the offset's channels must be 2*{kh}*{kw} = {2 * kh * kw} for each offset group, the "
-            f"groups dividing the input's {channels} channels, got {offset.shape[1]} channels"
-            f" ({offset_groups} groups)"
-        )
-    size = _output_size(input, weight, geometry)
-    expected = {"offset": (offset, 2 * kh * kw * offset_groups)}
-    if mask is not None:
-        expected["mask"] = (mask, kh * kw * offset_groups)
-    for name, (tensor, wanted) in expected.items():
-        required = (input.shape[0], wanted, *size)
-        if tensor.shape != required:
-            raise ValueError(f"{name} must have shape {required}, got {tuple(tensor.shape)}")
-    if bias is not None and bias.shape[0] != out_channels:
-        raise ValueError(f"bias must have shape ({out_channels},), got {tuple(bias.shape)}")
 
 
-def _output_size(
-    input: Tensor, weight: Tensor, geometry: list[tuple[int, int]]
-) -> tuple[int, int]:
-    shape = OP.shape((input, None, weight, None, None), geometry)
-    if shape[2] < 1 or shape[3] < 1:
-        raise ValueError(
-            f"the output must have at least one row and column, got {shape[2]} x {shape[3]} from an "
-            f"input of {input.shape[2]} x {input.shape[3]} and a kernel of {weight.shape[2]} x "
-            f"{weight.shape[3]}"
-        )
-    return shape[2], shape[3]
+def _check_shape(name: str, tensor: Tensor, required: tuple[int, ...]) -> None:
+    if tensor.shape != required:
+        raise ValueError(f"{name} must have shape {required}, got {tuple(tensor.shape)}")

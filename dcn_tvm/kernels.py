@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from dcn_tvm import build, ops, settings
+from dcn_tvm import build, openmp, ops, settings
 from dcn_tvm import target as targets
-from dcn_tvm.build import Request
+from dcn_tvm.build import Request, Scheduled
 from dcn_tvm.cache import BuildCache, Entry
+from dcn_tvm.errors import CompileError
 from dcn_tvm.problem import Problem
 from dcn_tvm.target import Target
 
@@ -73,10 +76,10 @@ def possible_outputs(problem: Problem, outputs: tuple[str, ...]) -> tuple[str, .
 def _explain(request: Request) -> KernelExplanation:
     target = targets.detect()
     entry = _cache().fetch(_request_key(request, target))
-    if entry is not None:
-        choices = dict(entry.facts["choices"])
-    else:
+    if entry is None:
         choices = build.schedule(request, target).choices
+    else:
+        choices = cast("dict[str, int]", entry.facts["choices"])
     return KernelExplanation(
         kernel=f"{request.kernel} -> {', '.join(request.outputs)}",
         target=target.id,
@@ -105,41 +108,50 @@ def _request_key(request: Request, target: Target) -> str:
 
 
 def _load(request: Request) -> Callable[..., None]:
-    from dcn_tvm import openmp
-
     target = targets.detect()
     key = _request_key(request, target)
-    entry = _cache().fetch(key)
-    module = None
-    if entry is None:
-        entry, module = _build(request, target, key)
-    if entry is not None:
+    built = _cache().fetch(key) or _build(request, target, key)
+    openmp.install()  # before the kernel is linked to the functions that it calls
+    if isinstance(built, Entry):
         import tvm_ffi
 
-        openmp.install()
-        module = tvm_ffi.load_module(str(entry.path))
-    _modules.append(module)
-    function: Callable[..., None] = module[build.SYMBOL]
+        built = tvm_ffi.load_module(str(built.path))
+    _modules.append(built)
+    function: Callable[..., None] = built[build.SYMBOL]
     return function
 
 
-def _build(request: Request, target: Target, key: str) -> tuple[Entry | None, Any]:
-    """The stored build, or with no C compiler the module in memory."""
-    global _built
-    from dcn_tvm import openmp
-
+def _build(request: Request, target: Target, key: str) -> Any:
+    """The stored build, or the module in memory if no C compiler can make a library of it."""
     scheduled = build.schedule(request, target)
-    compiler = openmp.find_compiler()
-    if compiler is None:
-        build.warn_no_compiler()
-        openmp.install()
-        _built += 1
-        return None, build.compile(request, scheduled, target)
+    module: Any = None
 
-    def produce(path: Any) -> None:
-        global _built
-        _built += 1
-        build.link(build.compile(request, scheduled, target), compiler, path)
+    def produce(path: Path) -> None:
+        nonlocal module
+        module = _compile(request, scheduled, target)
+        build.link(module, path)
 
-    facts: Mapping[str, object] = {"request": str(request), "choices": scheduled.choices}
-    return _cache().store(key, scheduled.content_key(target), produce, facts), None
+    facts = {"request": str(request), "choices": scheduled.choices}
+    try:
+        return _cache().store(key, scheduled.content_key(target), produce, facts)
+    except CompileError as error:
+        if module is None:
+            raise
+        build.warn_not_kept(str(error))
+        return module
+
+
+def _compile(request: Request, scheduled: Scheduled, target: Target) -> Any:
+    global _built
+    module = build.compile(request, scheduled, target)
+    _built += 1
+    return module
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # the parent's may be held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

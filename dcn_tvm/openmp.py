@@ -44,7 +44,7 @@ from dcn_tvm.cache import BuildCache, Entry
 from dcn_tvm.errors import CacheError, CompileError
 
 _Shim = tuple[Callable[[], object], Callable[[], object]]  # register, set_serial
-_FLAGS = ("-O2", "-fPIC", "-shared", "-x", "c")
+_FLAGS = ("-O2", "-fPIC", "-shared")
 _ENTRY_POINTS = (
     "GOMP_parallel",
     "omp_get_max_threads",
@@ -52,181 +52,7 @@ _ENTRY_POINTS = (
     "omp_get_num_threads",
 )
 
-_C = r"""
-#include <pthread.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-/* What TVM's generated code and tvm-ffi agree on (tvm/runtime/c_backend_api.h, tvm/ffi/c_api.h). */
-typedef struct { void *sync; int32_t tasks; } Env;
-typedef int (*Task)(int, Env *, void *);
-int TVMFFIEnvModRegisterContextSymbol(const char *, void *);
-void TVMFFIErrorMoveFromRaised(void **);
-void TVMFFIErrorSetRaised(void *);
-void TVMFFIErrorSetRaisedFromCStr(const char *, const char *);
-int TVMFFIObjectDecRef(void *);
-
-static void (*omp_parallel)(void (*)(void *), void *, unsigned, unsigned);
-static int (*omp_max_threads)(void), (*omp_thread)(void), (*omp_threads)(void);
-static volatile int serial;
-
-typedef struct { Task task; void *data; int tasks; int failed; void *error; } Job;
-
-/* One OpenMP thread runs tasks t, t + threads, ...: right for however many threads there are. */
-static void work(void *argument) {
-  Job *job = argument;
-  Env env = {0, job->tasks};
-  int step = omp_threads();
-  for (int i = omp_thread(); i < job->tasks; i += step) {
-    if (job->task(i, &env, job->data) == 0) continue;
-    void *error = 0, *none = 0; /* errors live per thread: carry the first to the caller's */
-    TVMFFIErrorMoveFromRaised(&error);
-    __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-    if (error && !__atomic_compare_exchange_n(&job->error, &none, error, 0, __ATOMIC_ACQ_REL,
-                                              __ATOMIC_RELAXED)) TVMFFIObjectDecRef(error);
-  }
-}
-
-static int launch(Task task, void *data, int asked) {
-  int tasks = serial ? 1 : asked ? asked : omp_max_threads();
-  if (tasks <= 1) { Env env = {0, 1}; return task(0, &env, data); }
-  Job job = {task, data, tasks, 0, 0};
-  omp_parallel(work, &job, tasks, 0);
-  if (!job.failed) return 0;
-  if (job.error) { TVMFFIErrorSetRaised(job.error); TVMFFIObjectDecRef(job.error); }
-  else TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a parallel task of a kernel failed");
-  return -1;
-}
-
-/* Scratch: each thread keeps the blocks it freed, or every call would fault in fresh pages. */
-enum { HEADER = 64, STEP = 65536, KEEP = 32 << 20 };
-typedef struct Block { struct Block *next; uint64_t bytes; } Block;
-typedef struct { Block *first; uint64_t bytes; } Pool;
-static pthread_key_t pool_key;
-
-static void drop_blocks(Pool *pool) {
-  for (Block *next, *block = pool->first; block; block = next) { next = block->next; free(block); }
-  pool->first = 0;
-  pool->bytes = 0;
-}
-
-static void end_thread(void *pool) { drop_blocks(pool); free(pool); }
-
-static Pool *own_pool(void) {
-  Pool *pool = pthread_getspecific(pool_key);
-  if (!pool && (pool = calloc(1, sizeof(Pool)))) pthread_setspecific(pool_key, pool);
-  return pool;
-}
-
-static void *allocate(int device_type, int device, uint64_t bytes, int code, int bits) {
-  Pool *pool = own_pool();
-  uint64_t need = (bytes + HEADER + STEP - 1) / STEP * STEP;
-  Block **best = 0, *block = 0;
-  if (pool && need > bytes) { /* the smallest that fits */
-    for (Block **at = &pool->first; *at; at = &(*at)->next)
-      if ((*at)->bytes >= need && (!best || (*at)->bytes < (*best)->bytes)) best = at;
-    if (best) { block = *best; *best = block->next; pool->bytes -= block->bytes; }
-    else if ((block = aligned_alloc(HEADER, need))) block->bytes = need;
-  }
-  if (block) return (char *)block + HEADER;
-  TVMFFIErrorSetRaisedFromCStr("MemoryError", "no memory for the scratch buffer of a kernel");
-  return 0;
-}
-
-static int release(int device_type, int device, void *pointer) {
-  Block *block = (Block *)((char *)pointer - HEADER);
-  Pool *pool = own_pool();
-  if (!pool || block->bytes > KEEP) { free(block); return 0; }
-  if (pool->bytes + block->bytes > KEEP) drop_blocks(pool); /* of an earlier shape, most likely */
-  block->next = pool->first;
-  pool->first = block;
-  pool->bytes += block->bytes;
-  return 0;
-}
-
-int dcn_tvm_start(void *parallel, void *max_threads, void *thread, void *threads) {
-  omp_parallel = parallel;
-  omp_max_threads = max_threads;
-  omp_thread = thread;
-  omp_threads = threads;
-  return pthread_key_create(&pool_key, end_thread);
-}
-void dcn_tvm_set_serial(void) { serial = 1; }
-int dcn_tvm_register(void) {
-  return TVMFFIEnvModRegisterContextSymbol("__TVMBackendParallelLaunch", launch)
-       | TVMFFIEnvModRegisterContextSymbol("__TVMBackendAllocWorkspace", allocate)
-       | TVMFFIEnvModRegisterContextSymbol("__TVMBackendFreeWorkspace", release);
-}
-"""
-
-# `launch` and `work` once more. OpenMP's names are replaced by their addresses; the data layout,
-# the target triple and the module flag of this LLVM are added. One task makes a team of one.
-_IR = r"""
-%env = type { ptr, i32 }
-%job = type { ptr, ptr, i32, i32 }
-declare i32 @TVMFFIEnvModRegisterContextSymbol(ptr, ptr)
-declare void @TVMFFIErrorSetRaisedFromCStr(ptr, ptr)
-@symbol = private constant [27 x i8] c"__TVMBackendParallelLaunch\00"
-@kind = private constant [13 x i8] c"RuntimeError\00"
-@message = private constant [35 x i8] c"a parallel task of a kernel failed\00"
-@serial = internal global i1 false
-
-define internal void @work(ptr %p) {
-entry:
-  %job = load %job, ptr %p
-  %task = extractvalue %job %job, 0
-  %data = extractvalue %job %job, 1
-  %tasks = extractvalue %job %job, 2
-  %p.failed = getelementptr %job, ptr %p, i32 0, i32 3
-  %env = alloca %env
-  %filled = insertvalue %env zeroinitializer, i32 %tasks, 1
-  store %env %filled, ptr %env
-  %first = call i32 inttoptr (i64 omp_get_thread_num to ptr)()
-  %step = call i32 inttoptr (i64 omp_get_num_threads to ptr)()
-  br label %loop
-loop:
-  %i = phi i32 [ %first, %entry ], [ %next, %body ]
-  %more = icmp slt i32 %i, %tasks
-  br i1 %more, label %body, label %done
-body:
-  %status = call i32 %task(i32 %i, ptr %env, ptr %data)
-  %ignored = atomicrmw or ptr %p.failed, i32 %status monotonic
-  %next = add i32 %i, %step
-  br label %loop
-done:
-  ret void
-}
-define internal i32 @launch(ptr %task, ptr %data, i32 %asked) {
-  %max = call i32 inttoptr (i64 omp_get_max_threads to ptr)()
-  %any = icmp eq i32 %asked, 0
-  %wanted = select i1 %any, i32 %max, i32 %asked
-  %s = load volatile i1, ptr @serial
-  %tasks = select i1 %s, i32 1, i32 %wanted
-  %j0 = insertvalue %job zeroinitializer, ptr %task, 0
-  %j1 = insertvalue %job %j0, ptr %data, 1
-  %j2 = insertvalue %job %j1, i32 %tasks, 2
-  %job = alloca %job
-  store %job %j2, ptr %job
-  call void inttoptr (i64 GOMP_parallel to ptr)(ptr @work, ptr %job, i32 %tasks, i32 0)
-  %p.failed = getelementptr %job, ptr %job, i32 0, i32 3
-  %failed = load i32, ptr %p.failed
-  %good = icmp eq i32 %failed, 0
-  br i1 %good, label %end, label %bad
-bad:
-  call void @TVMFFIErrorSetRaisedFromCStr(ptr @kind, ptr @message)
-  br label %end
-end:
-  ret i32 %failed
-}
-define i32 @__tvm_ffi_register(ptr %self, ptr %args, i32 %count, ptr %result) {
-  %r = call i32 @TVMFFIEnvModRegisterContextSymbol(ptr @symbol, ptr @launch)
-  ret i32 %r
-}
-define i32 @__tvm_ffi_set_serial(ptr %self, ptr %args, i32 %count, ptr %result) {
-  store volatile i1 true, ptr @serial
-  ret i32 0
-}
-"""
+_C, _IR = (Path(__file__).with_name(f"openmp.{kind}") for kind in ("c", "ll"))
 
 _lock = threading.Lock()
 _register: Callable[[], object] | None = None
@@ -329,7 +155,7 @@ def _load_library(openmp: dict[str, int]) -> _Shim | None:
 def _compiled() -> Entry | None:
     cache = BuildCache(settings.home() / "builds")
     system = (platform.machine(), *platform.libc_ver(), *_FLAGS)
-    key = hashlib.sha256("\n".join((*system, _C)).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((*system, _C.read_text())).encode()).hexdigest()
     compiler = find_compiler()
     entry = cache.fetch(key)
     if entry is None and compiler is not None:
@@ -339,9 +165,9 @@ def _compiled() -> Entry | None:
 
 
 def _compile(compiler: list[str], path: Path) -> None:
-    command = [*compiler, *_FLAGS, "-", "-o", str(path)]
+    command = [*compiler, *_FLAGS, str(_C), "-o", str(path)]
     try:
-        subprocess.run(command, input=_C, capture_output=True, text=True, check=True, timeout=120)
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         raise CompileError(f"{shlex.join(command)} failed: {reason}") from error
@@ -357,7 +183,7 @@ def _load_ir(openmp: dict[str, int]) -> _Shim:
     probe = tvm.compile(function, target={"kind": "llvm"}).mod.inspect_source("ll").splitlines()
     layout = [line for line in probe if line.startswith("target ")]
     flag = next(line.split(" = ", 1)[1] for line in probe if '!"tvm_target"' in line)
-    text = "\n".join((*layout, _IR, "!llvm.module.flags = !{!0}", f"!0 = {flag}", ""))
+    text = "\n".join((*layout, _IR.read_text(), "!llvm.module.flags = !{!0}", f"!0 = {flag}", ""))
     for name, address in openmp.items():
         text = text.replace(f"i64 {name} ", f"i64 {address} ")
     with tempfile.TemporaryDirectory() as folder:

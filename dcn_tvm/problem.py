@@ -51,6 +51,11 @@ class Problem:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"{cls.op} has no field {unknown[0]!r}; fields: {', '.join(sorted(known))}")
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            raise ValueError(
+                f"{cls.op} has no field {unknown[0]!r}; fields: {', '.join(sorted(known))}"
+            )
+        frozen: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
         return cls(**frozen)

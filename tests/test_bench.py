@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dcn_tvm import measure
-from dcn_tvm.bench import bench_of, command, tables
+from dcn_tvm.bench import bench_of, command, probe, tables
 from dcn_tvm.bench import deform_conv2d as contenders
 from dcn_tvm.bench.contender import Call, Contender, OpBench, Setting
+from dcn_tvm.bench.overhead import measure_overhead
 from dcn_tvm.bench.probe import Finding
 from dcn_tvm.bench.rows import Row, mean_ratio, speedups
 from dcn_tvm.bench.runner import TOLERANCES, relative_error, run
@@ -276,3 +277,23 @@ def test_modes_are_checked() -> None:
     assert command.check_modes(["network"]) == ("network",)
     with pytest.raises(ValueError, match="mode must be one of forward"):
         command.check_modes(["backwards"])
+
+
+def test_the_bare_kernel_is_less_than_the_call() -> None:
+    finding = measure_overhead(TINY)
+    assert (finding.unit, finding.provider) == ("us", "dcn_tvm")
+    assert 0 < finding.value < 2000
+
+
+def test_probes_measure_in_a_process_of_their_own() -> None:
+    (first,) = probe.measure_first_call(TINY)
+    assert 0 < first.value < 60
+    found = {finding.provider: finding.value for finding in probe.measure_memory(TINY)}
+    if found:  # Linux only
+        assert all(-1 < mebibytes < 64 for mebibytes in found.values())
+        assert "dcn_tvm" in found
+
+
+def test_a_probe_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"a probe failed: .*no_such_contender|StopIteration"):
+        probe._finding("what", "memory", TINY, "no_such_contender", "MiB")

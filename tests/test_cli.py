@@ -3,19 +3,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
-from dcn_tvm import ops, settings, suites
+from dcn_tvm import ops, suites
 from dcn_tvm.__main__ import app
 from dcn_tvm.cache import BuildCache
 
 SMALL = ["in_channels=4", "out_channels=5", "padding=1"]
 
 
-def call(*arguments: str) -> Result:
+def call(*arguments: str) -> Any:
     return CliRunner().invoke(app, arguments)
 
 
@@ -45,13 +45,19 @@ def test_explain_tells_kernels_choices_and_target(op: str) -> None:
         assert said in " ".join(result.stdout.split())
 
 
-def test_explain_knows_what_is_cached() -> None:
-    code = "import torch, dcn_tvm; dcn_tvm.deform_conv2d(torch.rand(1, 4, 5, 5), torch.zeros(1, 18, 5, 5), torch.rand(7, 4, 3, 3), padding=1)"
+def test_explain_knows_what_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCN_TVM_HOME", str(tmp_path))
+    arguments = ["explain", "deform_conv2d", "in_channels=4", "out=7", "padding=1", "layout=nchw"]
+    assert "yes" not in call(*arguments).stdout
+    code = (
+        "import torch, dcn_tvm; x, offset = torch.rand(1, 4, 5, 5), torch.zeros(1, 18, 5, 5)\n"
+        "dcn_tvm.deform_conv2d(x, offset, torch.rand(7, 4, 3, 3), padding=1)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
-    result = call("explain", "deform_conv2d", "in_channels=4", "out=7", "padding=1")
-    text = "".join(result.stdout.split())
-    assert str(settings.home() / "builds")[:20] in text
-    assert "no" in result.stdout  # the gradients' kernels were not needed
+    rows = call(*arguments).stdout.split("forward -> output")[1].split("backward_data")
+    assert "yes" in rows[0]
+    assert "yes" not in rows[1]
+    assert f"cache: {tmp_path / 'builds'}" in rows[1]
 
 
 def test_explain_takes_short_names_and_pairs() -> None:
@@ -134,11 +140,16 @@ def test_bench_writes_rows_and_tables(tmp_path: Path) -> None:
         assert "mean ratio" in text
 
 
-def test_demo_says_where_the_report_is(tmp_path: Path) -> None:
+def test_demo_without_torchvision_says_so_and_where_the_report_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
     result = call("demo", "-o", str(tmp_path), "--steps", "1", "--seconds", "0.1")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"report: {tmp_path / 'index.html'}"
-    assert (tmp_path / "index.html").stat().st_size > 100_000
+    page = (tmp_path / "index.html").read_text()
+    assert page.count('<td class="number">absent</td>') == 4
+    assert "pip install torchvision" in page
 
 
 def test_the_module_runs_and_help_is_light() -> None:

@@ -42,7 +42,12 @@ WRONG: dict[str, tuple[Change, type[Exception] | tuple[type[Exception], ...], li
     "mask rank": (tensors(mask=lambda t: t[0]), ValueError, ["mask", "4", "3"]),
     "weight channels": (tensors(weight=lambda t: t[:, :3]), ValueError, ["8", "3"]),
     "groups and filters": (tensors(weight=lambda t: t[:, :2]), ValueError, ["6", "4"]),
-    "input too small": (tensors(input=lambda t: t[:, :, :, :0]), ValueError, ["output"]),
+    "empty input": (tensors(input=lambda t: t[:, :, :, :0]), ValueError, ["input", "row", "0)"]),
+    "input too small": (
+        lambda call: tensors(input=lambda t: t[:, :, :2])(call).with_options(padding=0),
+        ValueError,
+        ["output", "0 x 9", "2 x 11", "3 x 3"],
+    ),
     "device": (tensors(weight=lambda t: t.to("meta")), ValueError, ["weight", "cpu", "meta"]),
     "weight dtype": (
         tensors(weight=lambda t: t.double()),
@@ -90,7 +95,32 @@ def test_refusals_are_the_same_for_meta_tensors() -> None:
         WRONG["mask channels"][0](call).call(dcn_tvm.deform_conv2d)
 
 
-def test_what_is_no_tensor_is_refused() -> None:
-    tensors = CASE.arguments().tensors
-    with pytest.raises(TypeError):
-        dcn_tvm.deform_conv2d(tensors["input"].tolist(), tensors["offset"], tensors["weight"])
+@pytest.mark.parametrize("wrong", [None, 1.0, [[1.0]]], ids=str)
+@pytest.mark.parametrize("name", ["input", "offset", "weight"])
+def test_what_is_no_tensor_is_refused(name: str, wrong: object) -> None:
+    call = CASE.arguments()
+    call.call(dcn_tvm.deform_conv2d)
+    with pytest.raises(TypeError, match=f"{name} must be a tensor"):
+        dcn_tvm.deform_conv2d(**{**call.tensors, name: wrong}, **call.options)
+
+
+def test_after_a_good_call_a_wrong_one_is_still_refused() -> None:
+    good = CASE.arguments()
+    for _ in range(2):  # the second takes the short way
+        good.call(dcn_tvm.deform_conv2d)
+    for name, (change, exception, _) in WRONG.items():
+        with pytest.raises(exception):
+            change(good).call(dcn_tvm.deform_conv2d)
+            pytest.fail(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t.to_sparse(), lambda t: t.to_mkldnn()],
+    ids=["sparse", "mkldnn"],
+)
+def test_tensors_without_kernels_are_refused_with_a_way_out(change: Change) -> None:
+    call = CASE.arguments()
+    call = call.mapped(change, call.tensors)
+    with pytest.raises(NotImplementedError, match=r"kernels for dense tensors on cpu.*reference"):
+        call.call(dcn_tvm.deform_conv2d)

@@ -107,7 +107,9 @@ def forked_child() -> None:
     if child == 0:
         status = 1
         try:
-            assert_same_bits(arguments.run(dcn_tvm.deform_conv2d), expected)
+            found = arguments.run(dcn_tvm.deform_conv2d)
+            torch.set_num_threads(1)  # torch's own comparison of large tensors hangs here with more
+            assert_same_bits(found, expected)
             status = 0
         finally:
             os._exit(status)

@@ -85,6 +85,9 @@ def test_wheel_holds_the_package_with_schedules_and_tuning_logs(wheel: Path) -> 
         }
         assert tree
         assert tree == {name for name in names if name.startswith(f"dcn_tvm/_{folder}/")}
+    for source in (CHECKOUT / "dcn_tvm").rglob("*"):
+        if source.is_file() and "__pycache__" not in source.parts:
+            assert source.relative_to(CHECKOUT).as_posix() in names
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
 
 

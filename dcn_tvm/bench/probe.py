@@ -44,7 +44,7 @@ def measure_imports() -> list[Finding]:
         "import time, torch\nstart = time.perf_counter()\nimport dcn_tvm\n"
         "print(time.perf_counter() - start)"
     )
-    times = [float(_python(["-c", code])) for _ in range(IMPORT_REPEATS)]
+    times = [float(_python(["-c", code], {})) for _ in range(IMPORT_REPEATS)]
     return [Finding("import beyond torch", "dcn_tvm", "", statistics.median(times), "s")]
 
 
@@ -71,16 +71,17 @@ def measure_memory(case: Case) -> list[Finding]:
 def _finding(what: str, probe: str, case: Case, contender: str, unit: str) -> Finding:
     threads = str(torch.get_num_threads())
     arguments = ["-m", __name__, probe, case.op, json.dumps(dict(case.sizes)), contender, threads]
-    return Finding(what, contender, case.label, float(_python(arguments)), unit)
+    environment = MALLOC if probe == "memory" else {}
+    return Finding(what, contender, case.label, float(_python(arguments, environment)), unit)
 
 
-def _python(arguments: list[str]) -> str:
+def _python(arguments: list[str], environment: dict[str, str]) -> str:
     """Return the last line that a new interpreter prints."""
     root = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, **MALLOC, "PYTHONPATH": search},
+        env={**os.environ, **environment, "PYTHONPATH": search},
         capture_output=True,
         text=True,
         check=False,

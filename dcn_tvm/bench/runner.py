@@ -24,7 +24,7 @@ def run(
     cases: Sequence[Case],
     modes: Sequence[Mode] = MODES,
     *,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
     min_rounds: int = 3,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:

@@ -84,8 +84,7 @@ class Findings:
             f"training, {learned.misplacement_after:.1f} after",
             "output against float64": f"{self.errors['output']:.1e} relative error",
             f"worst of all checks ({what})": f"{error:.1e} relative error",
-            **self.absent,
-            **self.machine.versions,
+            **{**self.machine.versions, **self.absent},
         }
 
 

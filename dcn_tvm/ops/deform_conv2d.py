@@ -73,14 +73,14 @@ def facts(
 
 def shape(tensors: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
     """Output shape [N, O, Ho, Wo], from the input, weight and geometry."""
-    input, _, weight, _, _ = tensors
-    size = (
-        (extent + 2 * p - d * (k - 1) - 1) // s + 1
-        for extent, k, s, p, d in zip(
-            input.shape[2:], weight.shape[2:], *attributes[:3], strict=True
-        )
+    (batch, _, height, width), (out_channels, _, kh, kw) = tensors[0].shape, tensors[2].shape
+    (sy, sx), (py, px), (dy, dx), *_ = attributes
+    return (
+        batch,
+        out_channels,
+        (height + 2 * py - dy * (kh - 1) - 1) // sy + 1,
+        (width + 2 * px - dx * (kw - 1) - 1) // sx + 1,
     )
-    return (input.shape[0], weight.shape[0], *size)
 
 
 def needs(kernel: Kernel, outputs: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,144 @@
+"""An op on torch's tensors: outputs and gradients are allocated here, and filled by kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcn_tvm import kernels
+from dcn_tvm.build import Request
+from dcn_tvm.ops import Kernel, Op
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+_ALIGNMENT = 64  # bytes that the kernels' vector loads may assume, and torch's allocator gives
+_PROBLEMS = 4096  # remembered at once; a forgotten one is only made again
+
+Args = Sequence[Any]
+Places = tuple[tuple[int, bool], ...]
+
+
+class Binding:
+    """One op's implementation for torch.
+
+    Arguments come as in the op's schema: its tensors, absent ones as None, then its attributes.
+    The `values` of a kernel are these tensors, then the output or its gradient, then a gradient, or
+    None, for each tensor.
+    """
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.count = len(op.tensors)
+        names = [tensor.name for tensor in op.tensors]
+        self._places = {name: place for place, name in enumerate(names)}
+        self._places |= {"output": self.count, "grad": self.count}
+        self._places |= {f"grad_{name}": self.count + 1 + i for i, name in enumerate(names)}
+        maps = {tensor.name for tensor in op.tensors if tensor.map} | {"output", "grad"}
+        self._maps = maps | {f"grad_{name}" for name in maps}
+        self._request = functools.lru_cache(_PROBLEMS)(self._make_request)
+        self._signature = functools.cache(self._make_signature)
+
+    def forward(self, *args: Any) -> Tensor:
+        """The op's output for CPU tensors."""
+        tensors, attributes = args[: self.count], args[self.count :]
+        output = self.forward_fake(*args)
+        if output.numel():
+            self.run(self.forward_request(tensors, attributes), (*tensors, output))
+        return output
+
+    def forward_fake(self, *args: Any) -> Tensor:
+        """The output, not filled: its shape, type and memory format."""
+        tensors, attributes = args[: self.count], args[self.count :]
+        return _empty(self.op.shape(tensors, attributes), tensors[0], layout_of(tensors[0]))
+
+    def backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
+        """Gradients of the tensors whose flag in the last argument is set, in their order."""
+        tensors, attributes, needed = args[: self.count], args[self.count : -1], args[-1]
+        gradients = self._empty_gradients(tensors, needed)
+        found = [gradient for gradient in gradients if gradient is not None]
+        if not grad.numel():
+            return [gradient.zero_() for gradient in found]
+        values = (*tensors, grad, *gradients)
+        for kernel in self.op.backward:
+            outputs = tuple(n for n in kernel.outputs if values[self._places[n]] is not None)
+            if outputs:
+                self.run(self._find(kernel, outputs, tensors, attributes), values)
+        return found
+
+    def backward_fake(self, grad: Tensor, *args: Any) -> list[Tensor]:
+        """The gradients, not filled: their shapes, types and memory formats."""
+        gradients = self._empty_gradients(args[: self.count], args[-1])
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def forward_request(self, tensors: Args, attributes: Args) -> Request:
+        """The kernel that makes the output."""
+        return self._find(self.op.forward, self.op.forward.outputs, tensors, attributes)
+
+    def run(self, request: Request, values: Args) -> None:
+        """Call a kernel; what it takes is copied only if it must be, what it fills never."""
+        function = kernels.get(request)
+        taken, filled = self._signature(request.kernel, request.outputs)
+        permuted = request.problem.layout == "nhwc"
+        arguments = []
+        for place, is_map in taken:
+            value = values[place]
+            if value is not None:
+                value = _dense_maps(value) if permuted and is_map else value.contiguous()
+                arguments.append(value.clone() if value.data_ptr() % _ALIGNMENT else value)
+        for place, is_map in filled:
+            value = values[place]
+            arguments.append(value.permute(0, 2, 3, 1) if permuted and is_map else value)
+        torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
+        function(*arguments)
+
+    def _empty_gradients(self, tensors: Args, needed: Args) -> list[Tensor | None]:
+        layout = layout_of(tensors[0])
+        return [
+            _empty(tensor.shape, tensor, layout if spec.map else "nchw")
+            if wanted and tensor is not None
+            else None
+            for spec, tensor, wanted in zip(self.op.tensors, tensors, needed, strict=True)
+        ]
+
+    def _find(
+        self, kernel: Kernel, outputs: tuple[str, ...], tensors: Args, attributes: Args
+    ) -> Request:
+        first = tensors[0]
+        facts = self.op.facts(tensors, attributes, DTYPES[first.dtype], layout_of(first))
+        return self._request(kernel.name, outputs, *facts)
+
+    def _make_request(self, kernel: str, outputs: tuple[str, ...], *facts: Any) -> Request:
+        return Request(self.op.problem(*facts), kernel, outputs)
+
+    def _make_signature(self, kernel: str, outputs: tuple[str, ...]) -> tuple[Places, Places]:
+        """Where among the values a kernel's inputs and outputs are, and which of them are maps."""
+        inputs = self.op.needs(self.op.kernels()[kernel], outputs)
+        taken, filled = (
+            tuple((self._places[name], name in self._maps) for name in names)
+            for names in (inputs, outputs)
+        )
+        return taken, filled
+
+
+def layout_of(tensor: Tensor) -> str:
+    """channels_last only where the tensor is so and not also contiguous, as torch's convolution."""
+    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
+        return "nchw"
+    return "nhwc"
+
+
+def _empty(shape: Args, like: Tensor, layout: str) -> Tensor:
+    form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
+
+
+def _dense_maps(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
