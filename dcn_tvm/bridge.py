@@ -112,7 +112,8 @@ def _signature(tensors: Args, options: Args) -> Args:
 
 def _unobserved() -> bool:
     return (
-        not torch.compiler.is_compiling()
+        bool(_QUIET)
+        and not torch.compiler.is_compiling()
         and _dispatch_state() in _QUIET
         and not torch._C._autograd._profiler_enabled()
         and not torch._C._is_torch_function_mode_enabled()
@@ -140,9 +141,19 @@ def _quiet_states() -> Iterator[tuple[int, int]]:
         yield _dispatch_state()
 
 
-# A new thread has no mode, whatever there is around the import.
-with ThreadPoolExecutor(1) as _thread:
-    _QUIET = frozenset(_thread.submit(lambda: list(_quiet_states())).result())
+def _learn_quiet_states() -> frozenset[tuple[int, int]]:
+    """Ask in a new thread, which has no mode, whatever there is around the import.
+
+    A torch that no longer has these internals gives none: then no call takes the shortcut.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return frozenset(thread.submit(lambda: list(_quiet_states())).result())
+        except AttributeError:
+            return frozenset()
+
+
+_QUIET = _learn_quiet_states()
 
 
 class _Differentiable(torch.autograd.Function):
