@@ -18,7 +18,7 @@ from typing import Any
 
 from dcn_tvm import _resources, openmp, settings
 from dcn_tvm.errors import CompileError
-from dcn_tvm.knobs import Knobs
+from dcn_tvm.knobs import Choice, Knobs
 from dcn_tvm.problem import Problem
 from dcn_tvm.target import Target
 
@@ -45,7 +45,7 @@ class Scheduled:
     """A scheduled function and the choices that made it so."""
 
     function: Any
-    choices: dict[str, int]
+    choices: dict[str, Choice]
 
     def content_key(self, target: Target) -> str:
         """Hash of what the compiled code depends on: scheduled IR, target and versions."""

@@ -15,6 +15,7 @@ from dcn_tvm import target as targets
 from dcn_tvm.build import Request, Scheduled
 from dcn_tvm.cache import BuildCache, Entry
 from dcn_tvm.errors import CompileError
+from dcn_tvm.knobs import Choice
 from dcn_tvm.problem import Problem
 from dcn_tvm.target import Target
 
@@ -31,7 +32,7 @@ class KernelExplanation:
     kernel: str
     target: str
     provenance: str
-    choices: dict[str, int]
+    choices: dict[str, Choice]
     cached: bool
     path: str | None
 
@@ -79,7 +80,7 @@ def _explain(request: Request) -> KernelExplanation:
     if entry is None:
         choices = build.schedule(request, target).choices
     else:
-        choices = cast("dict[str, int]", entry.facts["choices"])
+        choices = cast("dict[str, Choice]", entry.facts["choices"])
     return KernelExplanation(
         kernel=f"{request.kernel} -> {', '.join(request.outputs)}",
         target=target.id,

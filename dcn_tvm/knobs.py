@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-Choices = Mapping[str, int]
+Choice = int | str
+Choices = Mapping[str, Choice]
+T = TypeVar("T", int, str)
 
 
 class Knobs:
@@ -21,10 +24,10 @@ class Knobs:
             raise ValueError("knobs are either replayed or sampled, not both")
         self._recorded = None if recorded is None else dict(recorded)
         self._rng = rng
-        self.chosen: dict[str, int] = {}
-        self.space: dict[str, tuple[int, ...]] = {}
+        self.chosen: dict[str, Choice] = {}
+        self.space: dict[str, tuple[Choice, ...]] = {}
 
-    def choice(self, name: str, options: Sequence[int], default: int) -> int:
+    def choice(self, name: str, options: Sequence[T], default: T) -> T:
         """One of `options`, which must be non-empty and hold `default`.
 
         Raises:
@@ -37,17 +40,18 @@ class Knobs:
         if default not in legal:
             raise ValueError(f"knob {name!r}: the default {default} is not one of {legal}")
         self.space[name] = legal
-        self.chosen[name] = self._answer(name, legal, default)
-        return self.chosen[name]
+        answer = self._answer(name, legal, default)
+        self.chosen[name] = answer
+        return answer
 
-    def finish(self) -> dict[str, int]:
+    def finish(self) -> dict[str, Choice]:
         """All choices; a recorded name that no question asked for is an error, not ignored."""
         unknown = sorted(set(self._recorded or ()) - set(self.chosen))
         if unknown:
             raise ValueError(f"the record chooses {unknown[0]!r}, which this schedule does not ask")
         return dict(self.chosen)
 
-    def _answer(self, name: str, legal: tuple[int, ...], default: int) -> int:
+    def _answer(self, name: str, legal: tuple[T, ...], default: T) -> T:
         if self._rng is not None:
             return self._rng.choice(legal)
         if self._recorded is None:
@@ -55,6 +59,7 @@ class Knobs:
         if name not in self._recorded:
             raise ValueError(f"the record does not choose {name!r}; options: {legal}")
         value = self._recorded[name]
-        if value not in legal:
-            raise ValueError(f"the record's {name!r} = {value} is not in the space {legal}")
-        return value
+        for option in legal:
+            if option == value:
+                return option
+        raise ValueError(f"the record's {name!r} = {value} is not in the space {legal}")

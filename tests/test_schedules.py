@@ -55,7 +55,7 @@ def scheduled_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_random_points_compute_the_same(
     name: str, seed: int, scheduled_by: Callable[..., None]
 ) -> None:
-    chosen: dict[str, dict[str, int]] = {}
+    chosen: dict[str, dict[str, int | str]] = {}
 
     def make(request: Request) -> Scheduled:
         knobs = Knobs(rng=random.Random(f"{name} {request.kernel} {seed}"))

@@ -53,9 +53,9 @@ def register_tile(
         options = [t for t in options + narrow_tiles if multiple_of % t[0] == 0]
     options = [t for t in options if t[1] <= vectors] or options
     waste = [-(-vectors // width) * width - vectors for _, width in options]
-    default = waste.index(min(waste))
-    number = knobs.choice("register_tile", range(len(options)), default)
-    return options[number]
+    names = {f"{rows}x{width}": (rows, width) for rows, width in options}
+    default = options[waste.index(min(waste))]
+    return names[knobs.choice("register_tile", list(names), f"{default[0]}x{default[1]}")]
 
 
 def tile_rows(sch: Schedule, block: Any, register_rows: int, width: int, lane_count: int) -> Any:
