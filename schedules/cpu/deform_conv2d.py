@@ -6,7 +6,7 @@ Strategy, in every kernel: (1) pack the weight once per call into panels of whol
 one worker take a tile of rows: its positions, then a chunk of taps, sampled with one vector of
 channels per corner, (3) consume the chunk at once by the register-tiled GEMM, from L2, (4) store
 what exists of the last tile.
-Measured (one thread of a Cascade Lake, 256 channels): 83 % of the forward's time is the GEMM, at the
+Measured (1 thread of a Cascade Lake, 256 channels): 83 % of the forward's time is the GEMM, at the
 rate of MKL's; sampling 8 %, packing 3 %. With 8 groups of 8 channels the samples, half a cache line
 each, take as long as the GEMM; tried without gain: rows as [group][pixel], one tap at a time,
 smaller tiles.
