@@ -50,8 +50,10 @@ class Binding:
         """The op's output for CPU tensors."""
         tensors, attributes = args[: self.count], args[self.count :]
         output = self.forward_fake(*args)
+        self.op.check(tensors)
         if output.numel():
-            self.run(self.forward_request(tensors, attributes), (*tensors, output))
+            scalars = self.op.scalars(attributes)
+            self.run(self.forward_request(tensors, attributes), (*tensors, output), scalars)
         return output
 
     def forward_fake(self, *args: Any) -> Tensor:
@@ -64,13 +66,14 @@ class Binding:
         tensors, attributes, needed = args[: self.count], args[self.count : -1], args[-1]
         gradients = self._empty_gradients(tensors, needed)
         found = [gradient for gradient in gradients if gradient is not None]
+        self.op.check(tensors)
         if not grad.numel():
             return [gradient.zero_() for gradient in found]
-        values = (*tensors, grad, *gradients)
+        values, scalars = (*tensors, grad, *gradients), self.op.scalars(attributes)
         for kernel in self.op.backward:
             outputs = tuple(n for n in kernel.outputs if values[self._places[n]] is not None)
             if outputs:
-                self.run(self._find(kernel, outputs, tensors, attributes), values)
+                self.run(self._find(kernel, outputs, tensors, attributes), values, scalars)
         return found
 
     def backward_fake(self, grad: Tensor, *args: Any) -> list[Tensor]:
@@ -82,7 +85,7 @@ class Binding:
         """The kernel that makes the output."""
         return self._find(self.op.forward, self.op.forward.outputs, tensors, attributes)
 
-    def run(self, request: Request, values: Args) -> None:
+    def run(self, request: Request, values: Args, scalars: tuple[float, ...]) -> None:
         """Call a kernel; what it takes is copied only if it must be, what it fills never."""
         function = kernels.get(request)
         taken, filled = self._signature(request.kernel, request.outputs)
@@ -97,7 +100,7 @@ class Binding:
             value = values[place]
             arguments.append(value.permute(0, 2, 3, 1) if permuted and is_map else value)
         torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
-        function(*arguments)
+        function(*arguments, *scalars)
 
     def _empty_gradients(self, tensors: Args, needed: Args) -> list[Tensor | None]:
         layout = layout_of(tensors[0])

@@ -42,6 +42,7 @@ class _Known:
 
     request: Request
     attributes: Args
+    scalars: tuple[float, ...]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
@@ -85,12 +86,19 @@ class Shortcut:
             return
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        request = self._binding.forward_request(tensors, attributes)
-        self._known[signature] = _Known(request, attributes, output.shape, output.stride())
+        self._known[signature] = _Known(
+            self._binding.forward_request(tensors, attributes),
+            attributes,
+            self._binding.op.scalars(attributes),
+            output.shape,
+            output.stride(),
+        )
 
     def _run(self, known: _Known, *args: Any) -> Tensor:
+        tensors = args[: self._binding.count]
+        self._binding.op.check(tensors)
         output = torch.empty_strided(known.shape, known.strides, dtype=args[0].dtype)
-        self._binding.run(known.request, (*args[: self._binding.count], output))
+        self._binding.run(known.request, (*tensors, output), known.scalars)
         return output
 
 
@@ -255,13 +263,17 @@ def _requires_grad(args: Args) -> bool:
 
 
 def _register_autocast(op: Op) -> None:
-    """Like convolution: all tensors but float64 become the autocast type."""
+    """All tensors but float64 ones and coordinates become the autocast type, or the first's."""
     call = getattr(torch.ops.dcn_tvm, op.name).default
+    lowered = [place for place, tensor in enumerate(op.tensors) if not tensor.coordinates]
 
     def autocast(*args: Any) -> Any:
-        dtype = torch.get_autocast_dtype("cpu")
+        cast = list(args)
+        dtype = torch.get_autocast_dtype("cpu") if op.autocast else args[0].dtype
+        for place in lowered:
+            cast[place] = _cast(args[place], dtype)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_keys.AutocastCPU)):
-            return call(*(_cast(arg, dtype) for arg in args))
+            return call(*cast)
 
     _library.impl(op.name, autocast, "AutocastCPU")
 

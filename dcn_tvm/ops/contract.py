@@ -11,12 +11,22 @@ from dcn_tvm.problem import Problem
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor argument; `map` ones are [N, C, y, x] and follow the input's memory format."""
+    """A tensor argument.
+
+    Attributes:
+        name: in the schema.
+        map: [N, C, y, x], in the memory format of the first tensor.
+        optional: may be None.
+        differentiable: has a gradient.
+        coordinates: has the accumulation type and keeps it under autocast, as bfloat16 has too few
+            digits to name a pixel.
+    """
 
     name: str
     map: bool = False
     optional: bool = False
     differentiable: bool = True
+    coordinates: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Kernel:
     """A compiled function: tensors in, then tensors out.
 
     Names are the op's tensors; `output` is the op's result, `grad` its gradient, and `grad_<name>`
-    the gradient of a tensor. A backward kernel is built for exactly the gradients asked for.
+    the gradient of a tensor. A backward kernel is built for exactly the gradients asked for. The
+    op's scalars come last, in every kernel.
     """
 
     name: str
@@ -47,6 +58,10 @@ class Op:
         forward: its kernel.
         backward: the kernels of its gradients, each run only for the outputs that are needed.
         needs: for a backward kernel and the outputs asked for, the inputs it takes.
+        scalars: the attributes that are free variables of every kernel, as numbers.
+        check: refuses tensors for what they hold, which no shape tells; only real data is checked.
+        autocast: whether autocast lowers the tensors, as for a convolution; else they all get the
+            first one's type.
     """
 
     name: str
@@ -58,6 +73,9 @@ class Op:
     forward: Kernel
     backward: tuple[Kernel, ...]
     needs: Callable[[Kernel, tuple[str, ...]], tuple[str, ...]]
+    scalars: Callable[[Sequence[Any]], tuple[float, ...]] = lambda attributes: ()
+    check: Callable[[Sequence[Any]], None] = lambda tensors: None
+    autocast: bool = True
 
     @property
     def schema(self) -> str:

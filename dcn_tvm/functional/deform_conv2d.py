@@ -1,4 +1,4 @@
-"""The public functions: what they compute, what they refuse, what their defaults are."""
+"""Deformable convolution: checks, defaults, and the call."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from dcn_tvm import bridge  # defines torch.ops.dcn_tvm
-from dcn_tvm.binding import DTYPES
+from dcn_tvm.functional import checks
 from dcn_tvm.ops.deform_conv2d import BOUNDARIES, OP
 
-__all__ = ["deform_conv2d"]
-
-_DTYPES = tuple(DTYPES)
 _shortcut = bridge.Shortcut(OP)
-_Pair = int | tuple[int, int]
 _Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -25,9 +21,9 @@ def deform_conv2d(
     offset: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: _Pair = 1,
-    padding: _Pair = 0,
-    dilation: _Pair = 1,
+    stride: checks.Pair = 1,
+    padding: checks.Pair = 0,
+    dilation: checks.Pair = 1,
     mask: Tensor | None = None,
     *,
     boundary: str = "zeros",
@@ -87,52 +83,16 @@ def _checked(tensors: Sequence[Any], options: Sequence[Any]) -> tuple[Any, ...]:
     ranks = {"input": 4, "offset": 4, "weight": 4, "bias": 1, "mask": 4}
     for (name, rank), tensor in zip(ranks.items(), tensors, strict=True):
         if tensor is not None or name not in ("bias", "mask"):
-            _check_kind(name, tensor, rank, input)
+            checks.check_kind(name, tensor, rank, input)
     geometry = (
-        _pair("stride", stride, 1),
-        _pair("padding", padding, 0),
-        _pair("dilation", dilation, 1),
+        checks.pair("stride", stride, 1),
+        checks.pair("padding", padding, 0),
+        checks.pair("dilation", dilation, 1),
     )
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}")
     _check_sizes(input, offset, weight, bias, mask, geometry)
     return (*geometry, boundary)
-
-
-def _check_kind(name: str, tensor: Tensor, rank: int, input: Tensor) -> None:
-    """Type, device and rank of an argument, mostly relative to the input's."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    dtype, device = tensor.dtype, input.device
-    if dtype not in _DTYPES:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
-        raise TypeError(f"{name} must have one of the floating types {known}, got {dtype}")
-    if dtype != input.dtype and not _autocasts(dtype, input.dtype, device.type):
-        raise TypeError(f"{name} must have the input's type {input.dtype}, got {dtype}")
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on the input's device {device}, got {tensor.device}")
-    if tensor.dim() != rank:
-        raise ValueError(
-            f"{name} must have {rank} dimensions, got {tensor.dim()}: {tuple(tensor.shape)}"
-        )
-
-
-def _autocasts(dtype: torch.dtype, other: torch.dtype, device_type: str) -> bool:
-    """Whether autocast makes the two one; it leaves float64 alone."""
-    return torch.is_autocast_enabled(device_type) and torch.float64 not in (dtype, other)
-
-
-def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if (
-        not isinstance(pair, tuple | list)
-        or len(pair) != 2
-        or not (isinstance(pair[0], int) and isinstance(pair[1], int))
-    ):
-        raise TypeError(f"{name} must be a whole number or two of them, got {value!r}")
-    if pair[0] < least or pair[1] < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return pair[0], pair[1]
 
 
 def _check_sizes(
@@ -163,11 +123,11 @@ def _check_sizes(
             f"the offset's channels must be 2*{kh}*{kw} = {2 * taps} for each offset group, the "
             f"groups dividing the input's {channels} channels, got {offset.shape[1]} channels"
         )
-    _check_shape("offset", offset, (batch, 2 * taps * offset_groups, *size))
+    checks.check_shape("offset", offset, (batch, 2 * taps * offset_groups, *size))
     if mask is not None:
-        _check_shape("mask", mask, (batch, taps * offset_groups, *size))
+        checks.check_shape("mask", mask, (batch, taps * offset_groups, *size))
     if bias is not None:
-        _check_shape("bias", bias, (filters,))
+        checks.check_shape("bias", bias, (filters,))
 
 
 def _check_groups(channels: int, filters: int, group_channels: int) -> None:
@@ -182,8 +142,3 @@ def _check_groups(channels: int, filters: int, group_channels: int) -> None:
             f"the weight's filters must be a multiple of {groups} groups "
             f"({channels} channels / {group_channels}), got {filters}"
         )
-
-
-def _check_shape(name: str, tensor: Tensor, required: tuple[int, ...]) -> None:
-    if tensor.shape != required:
-        raise ValueError(f"{name} must have shape {required}, got {tuple(tensor.shape)}")

@@ -1,0 +1,314 @@
+"""The nest of the gradients: scatter to the pixels of each bin, dots with them for the offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import tirx as T
+
+from dcn_tvm.te import nest
+from dcn_tvm.te.nest import int64
+from dcn_tvm.te.roi import Expr, Frame
+from dcn_tvm.te.roi_bins import Buffers, Place, Rule
+from dcn_tvm.te.roi_walk import At, Walk, bins_of, block_of, region_of_rows, unless_larger, whole
+
+CHUNK = 16  # pixels that are turned from rows to planes together: the lines of both are shared
+
+
+class Backward(Walk):
+    """Gradients of the input, of the offset, or of both; one worker for a block of an image."""
+
+    def __init__(
+        self, g: Frame, rule: Rule, outputs: Sequence[str], *, maximum: bool = False
+    ) -> None:
+        super().__init__(g, rule, slopes="grad_offset" in outputs)
+        self.maximum = maximum
+        self.scatters = "grad_input" in outputs
+        self.reads = maximum or self.slopes
+        nchw = g.problem.layout == "nchw"
+        # Where the rows that are scattered to are: the output itself, or a worker's own, turned to
+        # planes at the end, or all of them, turned by a stage of their own.
+        self.direct = g.in_place(g.problem.accumulate)
+        self.own_rows = nchw
+        # Where the gradient of the output comes from: a box's, turned here, or a stage of rows.
+        self.tiled = nchw and g.groups == 1
+        self.collected = not self.tiled and not g.in_place(g.problem.dtype)
+
+    # -- the graph ---------------------------------------------------------------------------
+
+    def emit(
+        self, grad: te.Tensor, rows: te.Tensor | None, stages: dict[str, te.Tensor]
+    ) -> dict[str, te.Tensor]:
+        """Gradients by name."""
+        g = self.g
+        grads = self._grad_rows(grad) if self.collected else grad
+        inputs = [grads, *([rows] if rows is not None else []), *stages.values()]
+        shapes, dtypes = [], []
+        if self.scatters:
+            own = self.direct or self.own_rows
+            shapes.append(g.map_shape() if own else g.rows_shape())
+            dtypes.append(g.problem.dtype if own else g.problem.accumulate)
+        if self.slopes:
+            bins = int64(g.bins[0] * g.bins[1])
+            shapes.append((int64(g.blocks), g.boxes_count, int64(2), bins))
+            dtypes.append(g.problem.accumulate)
+
+        def body(ins: list[Any], outs: list[Any]) -> None:
+            source, *rest = ins
+            own_rows = rest.pop(0) if rows is not None else None
+            self.buffers: Buffers = dict(zip(stages, rest, strict=True))
+            targets = list(outs)
+            scattered = targets.pop(0) if self.scatters else None
+            self._nest(source, own_rows, scattered, targets.pop(0) if self.slopes else None)
+
+        results = nest.nest(shapes, inputs, body, "scattered", dtypes)
+        found = {}
+        if self.scatters:
+            found["grad_input"] = self._finish_input(results.pop(0))
+        if self.slopes:
+            found["grad_offset"] = self._finish_offset(results.pop(0), stages["size"])
+        return found
+
+    def _grad_rows(self, grad: te.Tensor) -> te.Tensor:
+        """[block, bin, box, lane]: the gradient of the output."""
+        g = self.g
+
+        def value(block: Expr, place: Expr, k: Expr, lane: Expr) -> Expr:
+            inside = g.real(grad[tuple(g.index(k, g.output_channel(block, lane), place))])
+            if not g.padded:
+                return inside
+            return tirx.if_then_else(g.exists(block, lane), inside, g.const(0))
+
+        sizes = (int64(g.blocks), int64(g.bins[0] * g.bins[1]), g.boxes_count, int64(g.width))
+        return te.compute(sizes, value, name="grad_rows")
+
+    def _finish_input(self, rows: te.Tensor) -> te.Tensor:
+        g, p = self.g, self.g.problem
+        if self.direct or self.own_rows:
+            return rows
+
+        def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
+            block, lane = block_of(g, channel // g.groups)
+            return rows[n, channel % g.groups, block, y * g.w + x, lane].astype(p.dtype)
+
+        return te.compute(g.map_shape(), value, name="grad_input")
+
+    def _finish_offset(self, moves: te.Tensor, size: te.Tensor) -> te.Tensor:
+        """Add up the blocks of a class and the bins of a part, in order."""
+        g, p = self.g, self.g.problem
+        (rows, columns), (part_rows, part_columns) = g.bins, p.parts
+        sub = te.reduce_axis((0, int64(g.subs)), "sub")
+        i = te.reduce_axis((0, int64(-(-rows // part_rows))), "i")
+        j = te.reduce_axis((0, int64(-(-columns // part_columns))), "j")
+
+        def total(k: Expr, channel: Expr, part_i: Expr, part_j: Expr) -> Expr:
+            axis = 1 - channel % 2
+            first_i, stop_i = bins_of(part_i, rows, part_rows)
+            first_j, stop_j = bins_of(part_j, columns, part_columns)
+            inside = tirx.all(first_i + i < stop_i, first_j + j < stop_j)
+            place = (first_i + i) * columns + first_j + j
+            moved = moves[(channel // 2) * g.subs + sub, k, axis, place]
+            return te.sum(tirx.if_then_else(inside, moved, g.const(0)), axis=[sub, i, j])
+
+        sums = te.compute(g.offset_shape(), total, name="move_sums")
+
+        def value(k: Expr, channel: Expr, i: Expr, j: Expr) -> Expr:
+            scaled = sums[k, channel, i, j] * g.gamma * size[k, 1 - channel % 2]
+            return scaled.astype(p.dtype)
+
+        return te.compute(g.offset_shape(), value, name="grad_offset")
+
+    # -- the nest ----------------------------------------------------------------------------
+
+    def _nest(self, grads: Any, rows: Any | None, scattered: Any | None, moves: Any | None) -> None:
+        g = self.g
+        with self.worker("scatter", by_box=False) as (at, _):
+            reads = [] if rows is None else [region_of_rows(rows, at)]
+            T.reads(*reads, whole(grads), *(whole(b) for b in self.buffers.values()))
+            T.writes(*(whole(b) for b in (scattered, moves) if b is not None))
+            self.open()
+            self.grads = self.registers()
+            self.rows, self.moves = rows, moves
+            self.target = scattered
+            if scattered is not None:
+                if self.own_rows:
+                    shape = (g.h * g.w, int64(g.width))
+                    self.target = T.sblock_alloc_buffer(shape, g.problem.accumulate)
+                self._zero(at)
+            if self.slopes:
+                self.dots = [self.registers(), self.registers()]
+                self._open_folds()
+            if self.maximum:
+                self.largest = self.registers()
+                self.places = self.registers("int32")
+            if self.tiled:
+                shape = (g.bins[0] * g.bins[1], g.width)
+                self.tile = T.sblock_alloc_buffer(shape, g.problem.accumulate)
+            self.boxes(at, None, lambda k: self._box(grads, at, k))
+            if scattered is not None and self.own_rows:
+                self._turn(scattered, at)
+
+    def _target_index(self, at: At, pixel: Expr, lane: Expr) -> list[Expr]:
+        if self.own_rows:
+            return [pixel, lane]
+        return self.g.row_index(self.target, at, pixel, lane)
+
+    def _zero(self, at: At) -> None:
+        g = self.g
+        with T.serial(int64(0), g.h * g.w) as pixel:
+            self.vector(
+                lambda v, lane: T.buffer_store(
+                    self.target, g.const(0), self._target_index(at, pixel, v * self.lanes + lane)
+                )
+            )
+
+    def _turn(self, scattered: Any, at: At) -> None:
+        """A worker's rows to the planes of its channels."""
+        g = self.g
+        pixels = g.h * g.w
+        with T.serial(int64(0), (pixels + (CHUNK - 1)) // CHUNK) as chunk:
+            first = chunk * CHUNK
+            with T.serial(int64(0), self.limit(at[2])) as lane:
+                channel = g.output_channel(at[2], lane) * g.groups + at[1]
+                with T.serial(int64(0), te.min(int64(CHUNK), pixels - first)) as p:
+                    value = self.target[first + p, lane].astype(g.problem.dtype)
+                    T.buffer_store(scattered, value, g.index(at[0], channel, first + p))
+
+    def _box(self, grads: Any, at: At, k: Expr) -> None:
+        g = self.g
+        if self.tiled:
+            with T.serial(int64(0), int64(g.width)) as lane:
+                with T.serial(int64(0), int64(g.bins[0] * g.bins[1])) as place:
+                    index = g.index(k, g.output_channel(at[2], lane), place)
+                    inside = g.real(grads[tuple(index)])
+                    if g.padded:
+                        known = g.exists(at[2], lane)
+                        inside = tirx.if_then_else(known, inside, g.const(0))
+                    T.buffer_store(self.tile, inside, [place, lane])
+        self.bins(at, k, lambda y, x: self._bin(grads, at, y, x))
+
+    def _bin(self, grads: Any, at: At, y: Place, x: Place) -> None:
+        g, place = self.g, y.bin * self.g.bins[1] + x.bin
+        self.inverse(y, x)
+
+        def load(v: Expr, lane: Expr) -> None:
+            local = v * self.lanes + lane
+            if self.tiled:
+                value = self.tile[place, local]
+            elif self.collected:
+                value = grads[at[2], place, y.k, local]
+            else:
+                value = g.real(grads[tuple(g.index(y.k, at[2] * g.width + local, place))])
+            if not self.maximum:
+                value = value * self.real["inverse"]
+            T.buffer_store(self.grads, value, [v, lane])
+
+        self.vector(load)
+        if self.maximum:
+            self._scatter_to_largest(at, y, x)
+            return
+        if self.target is not None:
+            self._scatter(at, y, x)
+        if self.slopes:
+            self._dots(at, y, x, place)
+
+    def _add(self, at: At, pixel: Expr, value: Any) -> None:
+        def add(v: Expr, lane: Expr) -> None:
+            index = self._target_index(at, pixel, v * self.lanes + lane)
+            T.buffer_store(self.target, self.target[tuple(index)] + value(v, lane), index)
+
+        self.vector(add)
+
+    def _scatter(self, at: At, y: Place, x: Place) -> None:
+        def visit(pixel: Expr, i: Expr, j: Expr) -> None:
+            if not self.rule.weighted:
+                self._add(at, pixel, lambda v, lane: self.grads[v, lane])
+                return
+            self.real["share"] = self.real["share_y"] * self.rule.shares[1][x.slot, j]
+            self._add(at, pixel, lambda v, lane: self.real["share"] * self.grads[v, lane])
+
+        self.entries(y, x, visit)
+
+    def _row(self, at: At, pixel: Expr, v: Expr, lane: Expr) -> Expr:
+        index = self.g.row_index(self.rows, at, pixel, v * self.lanes + lane)
+        assert self.rows is not None
+        return self.g.real(self.rows[tuple(index)])
+
+    def _scatter_to_largest(self, at: At, y: Place, x: Place) -> None:
+        """Find the largest pixel of each lane again, then add to where it is."""
+        g = self.g
+        self.fill_with(self.largest, g.const(float("-inf")))
+        first = (self.rule.first[0][y.slot] * g.w.astype("int32")) + self.rule.first[1][x.slot]  # type: ignore[attr-defined]
+        self.fill_with(self.places, first)
+
+        def find(pixel: Expr, i: Expr, j: Expr) -> None:
+            self.whole["pixel"] = pixel.astype("int32")
+
+            def compare(v: Expr, lane: Expr) -> None:
+                value, kept = self._row(at, pixel, v, lane), self.largest[v, lane]
+                place = self.places[v, lane]
+                moved = unless_larger(g, kept, value, place, self.whole["pixel"])
+                T.buffer_store(self.places, moved, [v, lane])
+                T.buffer_store(self.largest, unless_larger(g, kept, value, kept, value), [v, lane])
+
+            self.vector(compare)
+
+        def add(pixel: Expr, i: Expr, j: Expr) -> None:
+            here = pixel.astype("int32")
+
+            def share(v: Expr, lane: Expr) -> Expr:
+                return tirx.Select(self.places[v, lane] == here, self.grads[v, lane], g.const(0))
+
+            self._add(at, pixel, share)
+
+        self.entries(y, x, find)
+        self.entries(y, x, add)
+
+    # -- dots --------------------------------------------------------------------------------
+
+    def _dots(self, at: At, y: Place, x: Place, place: Expr) -> None:
+        """d(mean)/d(shift) along both axes: the slopes of one with the shares of the other."""
+        g, rule = self.g, self.rule
+        for dots in self.dots:
+            self.fill_with(dots, g.const(0))
+
+        def visit(pixel: Expr, i: Expr, j: Expr) -> None:
+            self.real["share"] = rule.slopes[0][y.slot, i] * rule.shares[1][x.slot, j]
+            self.real["share_x"] = self.real["share_y"] * rule.slopes[1][x.slot, j]
+            for dots, name in zip(self.dots, ("share", "share_x"), strict=True):
+
+                def add(v: Expr, lane: Expr, dots: Any = dots, name: str = name) -> None:
+                    value = dots[v, lane] + self.real[name] * self._row(at, pixel, v, lane)
+                    T.buffer_store(dots, value, [v, lane])
+
+                self.vector(add)
+
+        self.entries(y, x, visit)
+        for axis, dots in enumerate(self.dots):
+            self._fold(dots)
+            T.buffer_store(self.moves, self._folded(), [at[2], y.k, axis, place])
+
+    def _open_folds(self) -> None:
+        """The vectors' sum in memory on purpose: from a register LLVM folds lanes one by one."""
+        dtype = self.g.problem.accumulate
+        self.folds = [T.sblock_alloc_buffer((self.lanes,), dtype)]
+        for level in range(1, self.lanes.bit_length()):
+            half = (self.lanes >> level,)
+            self.folds.append(T.sblock_alloc_buffer(half, dtype, scope="local"))
+
+    def _fold(self, dots: Any) -> None:
+        """Add up the gradient times `dots`, over vectors and then over lanes in halves."""
+        with T.vectorized(0, self.lanes) as lane:
+            total = dots[0, lane] * self.grads[0, lane]
+            for v in range(1, self.vectors):
+                total = total + dots[v, lane] * self.grads[v, lane]
+            T.buffer_store(self.folds[0], total, [lane])
+        for source, target in zip(self.folds, self.folds[1:], strict=False):
+            half = int(target.shape[0])
+            with T.vectorized(0, half) as lane:
+                T.buffer_store(target, source[lane] + source[lane + half], [lane])
+
+    def _folded(self) -> Expr:
+        return self.folds[-1][0]

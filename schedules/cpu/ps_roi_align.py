@@ -1,0 +1,29 @@
+"""Position-sensitive RoI align on CPUs: see `roi`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dcn_tvm.schedules.cpu import roi
+from tvm import tirx
+
+from dcn_tvm.knobs import Knobs
+from dcn_tvm.ops.ps_roi_align import PSRoIAlignProblem
+from dcn_tvm.target import Target
+from dcn_tvm.te import ps_roi_align as te
+
+
+def forward(
+    problem: PSRoIAlignProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
+) -> tirx.PrimFunc:
+    """Pool."""
+    tiling = roi.forward_tiling(problem, target, knobs)
+    return roi.schedule(te.forward(problem, tiling), problem, tiling)
+
+
+def backward(
+    problem: PSRoIAlignProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
+) -> tirx.PrimFunc:
+    """Scatter."""
+    tiling = roi.backward_tiling(problem, target, knobs)
+    return roi.schedule(te.backward(problem, tiling, outputs), problem, tiling)
