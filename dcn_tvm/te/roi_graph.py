@@ -26,7 +26,7 @@ def forward(
     x, boxes, offset = g.input_argument(), g.boxes_argument(), g.offset_argument()
     rule = make_rule(g, boxes)
     output = Forward(g, rule, maximum=maximum).emit(g.rows_of(x), _stages(g, rule, boxes, offset))
-    return nest.prim_func([*g.arguments, output, *_scalars(g)], {}, finishing=("output",))
+    return nest.prim_func([*g.arguments, output, *_scalars(g)], {})
 
 
 def backward(
@@ -48,7 +48,7 @@ def backward(
     rows = g.rows_of(x) if x is not None and nests.reads else None
     results = nests.emit(grad, rows, _stages(g, rule, boxes, offset))
     arguments = [*g.arguments, *(results[name] for name in outputs), *_scalars(g)]
-    return nest.prim_func(arguments, {}, finishing=("grad_input", "move_sums", "grad_offset"))
+    return nest.prim_func(arguments, {})
 
 
 def _stages(

@@ -12,9 +12,8 @@ from dcn_tvm.te import nest
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
 from dcn_tvm.te.roi_bins import Buffers, Place, Rule
-from dcn_tvm.te.roi_walk import At, Walk, bins_of, block_of, region_of_rows, unless_larger, whole
-
-CHUNK = 16  # pixels that are turned from rows to planes together: the lines of both are shared
+from dcn_tvm.te.roi_walk import At, Walk, bins_of, block_of, unless_larger, whole
+from dcn_tvm.te.turn import Store, Turner, cast
 
 
 class Backward(Walk):
@@ -31,7 +30,7 @@ class Backward(Walk):
         # Where the rows that are scattered to are: the output itself, or a worker's own, turned to
         # planes at the end, or all of them, turned by a stage of their own.
         self.direct = g.in_place(g.problem.accumulate)
-        self.own_rows = nchw
+        self.turned = nchw
         # Where the gradient of the output comes from: a box's, turned here, or a stage of rows.
         self.tiled = nchw and g.groups == 1
         self.collected = not self.tiled and not g.in_place(g.problem.dtype)
@@ -47,7 +46,7 @@ class Backward(Walk):
         inputs = [grads, *([rows] if rows is not None else []), *stages.values()]
         shapes, dtypes = [], []
         if self.scatters:
-            own = self.direct or self.own_rows
+            own = self.direct or self.turned
             shapes.append(g.map_shape() if own else g.rows_shape())
             dtypes.append(g.problem.dtype if own else g.problem.accumulate)
         if self.slopes:
@@ -75,25 +74,77 @@ class Backward(Walk):
         """[block, bin, box, lane]: the gradient of the output."""
         g = self.g
 
-        def value(block: Expr, place: Expr, k: Expr, lane: Expr) -> Expr:
-            inside = g.real(grad[tuple(g.index(k, g.output_channel(block, lane), place))])
-            if not g.padded:
-                return inside
-            return tirx.if_then_else(g.exists(block, lane), inside, g.const(0))
-
         sizes = (int64(g.blocks), int64(g.bins[0] * g.bins[1]), g.boxes_count, int64(g.width))
-        return te.compute(sizes, value, name="grad_rows")
+        if g.problem.layout == "nhwc":
+
+            def value(block: Expr, place: Expr, k: Expr, lane: Expr) -> Expr:
+                inside = g.real(grad[tuple(g.index(k, g.output_channel(block, lane), place))])
+                if not g.padded:
+                    return inside
+                return tirx.if_then_else(g.exists(block, lane), inside, g.const(0))
+
+            return te.compute(sizes, value, name="grad_rows")
+
+        def body(ins: list[Any], outs: list[Any]) -> None:
+            with T.parallel(int64(0), g.boxes_count) as w, T.sblock("grad_rows"):
+                k = T.axis.spatial(g.boxes_count, w)
+                T.reads(whole(ins[0]))
+                T.writes(whole(outs[0]))
+                self.turner = Turner(g.problem.accumulate, self.lanes)
+                with T.serial(int64(0), int64(g.blocks)) as block:
+
+                    def store(place: Expr, lane: Expr, value: Expr) -> None:
+                        T.buffer_store(outs[0], value, [block, place, k, lane])
+
+                    self._turn_in(ins[0], k, block, store)
+
+        return nest.nest([sizes], [grad], body, "grad_rows", [g.problem.accumulate])[0]
+
+    def _turn_in(self, grads: Any, k: Expr, block: Expr, store: Store) -> None:
+        """The planes of a block's channels to its bins: `store(bin, lane, value)`."""
+        g = self.g
+        first = g.output_channel(block, int64(0))
+
+        def load(lane: Expr, place: Expr) -> Expr:
+            return cast(grads[tuple(g.index(k, first + lane, place))], g.problem.accumulate)
+
+        bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
+        self.turner.turn(width, bins, load, store, load_if=g.guard(block))
 
     def _finish_input(self, rows: te.Tensor) -> te.Tensor:
         g, p = self.g, self.g.problem
-        if self.direct or self.own_rows:
+        if self.direct or self.turned:
             return rows
 
-        def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
-            block, lane = block_of(g, channel // g.groups)
-            return rows[n, channel % g.groups, block, y * g.w + x, lane].astype(p.dtype)
+        if g.groups == 1:
 
-        return te.compute(g.map_shape(), value, name="grad_input")
+            def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
+                block, lane = block_of(g, channel)
+                return rows[n, 0, block, y * g.w + x, lane].astype(p.dtype)
+
+            return te.compute(g.map_shape(), value, name="grad_input")
+
+        def body(ins: list[Any], outs: list[Any]) -> None:
+            with T.parallel(int64(0), g.n * g.h * g.w) as w, T.sblock("grad_input"):
+                place = T.axis.spatial(g.n * g.h * g.w, w)
+                n, pixel = place // (g.h * g.w), place % (g.h * g.w)
+                T.reads(whole(ins[0]))
+                T.writes(whole(outs[0]))
+                turner = Turner(p.accumulate, self.lanes)
+                with T.serial(int64(0), int64(g.blocks)) as block:
+                    first = g.output_channel(block, int64(0)) * g.groups
+
+                    def load(group: Expr, lane: Expr) -> Expr:
+                        return ins[0][n, group, block, pixel, lane]
+
+                    def store(lane: Expr, group: Expr, value: Expr) -> None:
+                        index = g.index(n, group + (first + lane * g.groups), pixel)
+                        T.buffer_store(outs[0], cast(value, p.dtype), index)
+
+                    groups, width = int64(g.groups), int64(g.width)
+                    turner.turn(groups, width, load, store, store_if=g.guard(block))
+
+        return nest.nest([g.map_shape()], [rows], body, "grad_input", [p.dtype])[0]
 
     def _finish_offset(self, moves: te.Tensor, size: te.Tensor) -> te.Tensor:
         """Add up the blocks of a class and the bins of a part, in order."""
@@ -125,17 +176,17 @@ class Backward(Walk):
     def _nest(self, grads: Any, rows: Any | None, scattered: Any | None, moves: Any | None) -> None:
         g = self.g
         with self.worker("scatter", by_box=False) as (at, _):
-            reads = [] if rows is None else [region_of_rows(rows, at)]
+            reads = [] if rows is None else [whole(rows)]
             T.reads(*reads, whole(grads), *(whole(b) for b in self.buffers.values()))
             T.writes(*(whole(b) for b in (scattered, moves) if b is not None))
             self.open()
             self.grads = self.registers()
-            self.rows, self.moves = rows, moves
+            self.moves = moves
+            self.source = None if rows is None else self.rows(rows, at)
             self.target = scattered
             if scattered is not None:
-                if self.own_rows:
-                    shape = (g.h * g.w, int64(g.width))
-                    self.target = T.sblock_alloc_buffer(shape, g.problem.accumulate)
+                if self.turned:
+                    self.target = self.own_rows()
                 self._zero(at)
             if self.slopes:
                 self.dots = [self.registers(), self.registers()]
@@ -147,46 +198,41 @@ class Backward(Walk):
                 shape = (g.bins[0] * g.bins[1], g.width)
                 self.tile = T.sblock_alloc_buffer(shape, g.problem.accumulate)
             self.boxes(at, None, lambda k: self._box(grads, at, k))
-            if scattered is not None and self.own_rows:
+            if scattered is not None and self.turned:
                 self._turn(scattered, at)
-
-    def _target_index(self, at: At, pixel: Expr, lane: Expr) -> list[Expr]:
-        if self.own_rows:
-            return [pixel, lane]
-        return self.g.row_index(self.target, at, pixel, lane)
 
     def _zero(self, at: At) -> None:
         g = self.g
         with T.serial(int64(0), g.h * g.w) as pixel:
             self.vector(
                 lambda v, lane: T.buffer_store(
-                    self.target, g.const(0), self._target_index(at, pixel, v * self.lanes + lane)
+                    self.target,
+                    g.const(0),
+                    g.row_index(self.target, at, pixel, v * self.lanes + lane),
                 )
             )
 
     def _turn(self, scattered: Any, at: At) -> None:
         """A worker's rows to the planes of its channels."""
         g = self.g
-        pixels = g.h * g.w
-        with T.serial(int64(0), (pixels + (CHUNK - 1)) // CHUNK) as chunk:
-            first = chunk * CHUNK
-            with T.serial(int64(0), self.limit(at[2])) as lane:
-                channel = g.output_channel(at[2], lane) * g.groups + at[1]
-                with T.serial(int64(0), te.min(int64(CHUNK), pixels - first)) as p:
-                    value = self.target[first + p, lane].astype(g.problem.dtype)
-                    T.buffer_store(scattered, value, g.index(at[0], channel, first + p))
+        first = g.output_channel(at[2], int64(0))
+
+        def load(pixel: Expr, lane: Expr) -> Expr:
+            return self.target[pixel, lane]
+
+        def store(lane: Expr, pixel: Expr, value: Expr) -> None:
+            index = g.index(at[0], (first + lane) * g.groups + at[1], pixel)
+            T.buffer_store(scattered, cast(value, g.problem.dtype), index)
+
+        self.turner.turn(g.h * g.w, int64(g.width), load, store, store_if=g.guard(at[2]))
 
     def _box(self, grads: Any, at: At, k: Expr) -> None:
-        g = self.g
         if self.tiled:
-            with T.serial(int64(0), int64(g.width)) as lane:
-                with T.serial(int64(0), int64(g.bins[0] * g.bins[1])) as place:
-                    index = g.index(k, g.output_channel(at[2], lane), place)
-                    inside = g.real(grads[tuple(index)])
-                    if g.padded:
-                        known = g.exists(at[2], lane)
-                        inside = tirx.if_then_else(known, inside, g.const(0))
-                    T.buffer_store(self.tile, inside, [place, lane])
+
+            def store(place: Expr, lane: Expr, value: Expr) -> None:
+                T.buffer_store(self.tile, value, [place, lane])
+
+            self._turn_in(grads, k, at[2], store)
         self.bins(at, k, lambda y, x: self._bin(grads, at, y, x))
 
     def _bin(self, grads: Any, at: At, y: Place, x: Place) -> None:
@@ -216,7 +262,7 @@ class Backward(Walk):
 
     def _add(self, at: At, pixel: Expr, value: Any) -> None:
         def add(v: Expr, lane: Expr) -> None:
-            index = self._target_index(at, pixel, v * self.lanes + lane)
+            index = self.g.row_index(self.target, at, pixel, v * self.lanes + lane)
             T.buffer_store(self.target, self.target[tuple(index)] + value(v, lane), index)
 
         self.vector(add)
@@ -232,9 +278,9 @@ class Backward(Walk):
         self.entries(y, x, visit)
 
     def _row(self, at: At, pixel: Expr, v: Expr, lane: Expr) -> Expr:
-        index = self.g.row_index(self.rows, at, pixel, v * self.lanes + lane)
-        assert self.rows is not None
-        return self.g.real(self.rows[tuple(index)])
+        index = self.g.row_index(self.source, at, pixel, v * self.lanes + lane)
+        assert self.source is not None
+        return self.g.real(self.source[tuple(index)])
 
     def _scatter_to_largest(self, at: At, y: Place, x: Place) -> None:
         """Find the largest pixel of each lane again, then add to where it is."""

@@ -16,7 +16,8 @@ from tvm.script.ir_builder import tirx as T
 from dcn_tvm.te import nest
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
-from dcn_tvm.te.roi_bins import Buffers, Cells, Place, Rule, int32
+from dcn_tvm.te.roi_bins import Buffers, Cells, Place, Rule
+from dcn_tvm.te.turn import Load, Turner, cast
 
 At = tuple[Expr, Expr, Expr]  # image, group, block
 Visit = Callable[[Expr, Expr, Expr, Expr], None]
@@ -50,9 +51,33 @@ class Walk:
         """Allocate what a worker needs to come to a bin."""
         _, kw = self.g.bins
         self.rule.open((1, kw if self.shared_columns else 1), slopes=self.slopes)
+        self.turner = Turner(self.g.problem.accumulate, self.lanes)
         cells = ("shift_y", "shift_x", "inverse", "share_y", "share_x", "share")
         self.real = Cells(self.g.problem.accumulate, *cells)
         self.whole = Cells("int32", "y", "x", "pixel")
+
+    def own_rows(self) -> Any:
+        """Rows of a worker's block."""
+        g = self.g
+        return T.sblock_alloc_buffer((g.h * g.w, int64(g.width)), g.problem.accumulate)
+
+    def rows(self, source: Any, at: At) -> Any:
+        """The rows that a worker reads: of a map in nchw its own, turned from its planes."""
+        g = self.g
+        if g.problem.layout == "nhwc":
+            return source
+        rows = self.own_rows()
+        first = g.output_channel(at[2], int64(0))
+
+        def load(lane: Expr, pixel: Expr) -> Expr:
+            channel = (first + lane) * g.groups + at[1]
+            return cast(source[tuple(g.index(at[0], channel, pixel))], g.problem.accumulate)
+
+        def store(pixel: Expr, lane: Expr, value: Expr) -> None:
+            T.buffer_store(rows, value, [pixel, lane])
+
+        self.turner.turn(int64(g.width), g.h * g.w, load, store, load_if=g.guard(at[2]))
+        return rows
 
     def boxes(self, at: At, only: Expr | None, visit: Callable[[Expr], None]) -> None:
         """Visit the boxes of a worker: one, or all of its image."""
@@ -161,13 +186,6 @@ def whole(buffer: Any) -> Any:
     return buffer[tuple(slice(0, extent) for extent in buffer.shape)]
 
 
-def region_of_rows(rows: Any, at: At) -> Any:
-    """The region of the rows of a worker; of a map in place of rows, all of it."""
-    if len(rows.shape) == 4:
-        return whole(rows)
-    return rows[(*at, *(slice(int64(0), extent) for extent in rows.shape[3:]))]
-
-
 class Forward(Walk):
     """Pools the entries of each bin: their weighted mean, or with `maximum` the largest."""
 
@@ -187,7 +205,7 @@ class Forward(Walk):
         def body(ins: list[Any], outs: list[Any]) -> None:
             self.buffers: Buffers = dict(zip(names, ins[1:], strict=True))
             with self.worker("pool", by_box=g.tiling.by_box) as (at, only):
-                T.reads(region_of_rows(ins[0], at), *(whole(b) for b in ins[1:]))
+                T.reads(*(whole(b) for b in ins))
                 T.writes(whole(outs[0]))
                 self.open()
                 self.sums = self.registers()
@@ -195,7 +213,8 @@ class Forward(Walk):
                 if self.tiled or (g.padded and not self.collected):
                     bins = g.bins[0] * g.bins[1] if self.tiled else 1
                     self.tile = T.sblock_alloc_buffer((bins, g.width), g.problem.accumulate)
-                self.boxes(at, only, lambda k: self._box(ins[0], outs[0], at, k))
+                rows = self.rows(ins[0], at)
+                self.boxes(at, only, lambda k: self._box(rows, outs[0], at, k))
 
         if not self.collected:
             shape, dtype = g.output_shape(), g.problem.dtype
@@ -204,11 +223,28 @@ class Forward(Walk):
         kind = [g.problem.accumulate]
         pooled = nest.nest([sizes], [rows, *stages.values()], body, "pooled", kind)[0]
 
-        def value(k: Expr, channel: Expr, i: Expr, j: Expr) -> Expr:
-            block, lane = block_of(g, channel)
-            return pooled[block, i * g.bins[1] + j, k, lane].astype(g.problem.dtype)
+        def turn(ins: list[Any], outs: list[Any]) -> None:
+            with T.parallel(int64(0), g.boxes_count) as w, T.sblock("output"):
+                k = T.axis.spatial(g.boxes_count, w)
+                T.reads(whole(ins[0]))
+                T.writes(whole(outs[0]))
+                self.turner = Turner(g.problem.accumulate, self.lanes)
+                with T.serial(int64(0), int64(g.blocks)) as block:
+                    self._turn_out(outs[0], k, block, lambda i, lane: ins[0][block, i, k, lane])
 
-        return te.compute(g.output_shape(), value, name="output")
+        return nest.nest([g.output_shape()], [pooled], turn, "output", [g.problem.dtype])[0]
+
+    def _turn_out(self, output: Any, k: Expr, block: Expr, load: Load) -> None:
+        """A block's bins, `load(bin, lane)`, to the planes of its channels."""
+        g = self.g
+        first = g.output_channel(block, int64(0))
+
+        def store(lane: Expr, place: Expr, value: Expr) -> None:
+            index = g.index(k, first + lane, place)
+            T.buffer_store(output, cast(value, g.problem.dtype), index)
+
+        bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
+        self.turner.turn(bins, width, load, store, store_if=g.guard(block))
 
     def _box(self, rows: Any, output: Any, at: At, k: Expr) -> None:
         g = self.g
@@ -223,11 +259,7 @@ class Forward(Walk):
 
         self.bins(at, k, visit)
         if self.tiled:
-            bins = g.bins[0] * g.bins[1]
-            with T.serial(int64(0), self.limit(at[2])) as lane:
-                with T.serial(int64(0), int64(bins)) as place:
-                    index = g.index(k, g.output_channel(at[2], lane), place)
-                    T.buffer_store(output, self.tile[place, lane].astype(g.problem.dtype), index)
+            self._turn_out(output, k, at[2], lambda place, lane: self.tile[place, lane])
 
     def _sum(self, rows: Any, at: At, y: Place, x: Place) -> None:
         g, sums = self.g, self.sums

@@ -43,22 +43,7 @@ def schedule(graph: Any, problem: RoIProblem, tiling: RoITiling) -> tirx.PrimFun
     sch = Schedule(function)
     root = sch.get_sblock("root")
     names = {str(sch.get(block).name_hint) for block in sch.get_child_blocks(root)}
-    if "rows" in names:
-        rows = sch.get_sblock("rows")
-        if tiling.by_box or problem.layout == "nhwc":
-            loops = sch.get_loops(rows)
-            sch.parallel(sch.fuse(*loops[:3]))
-            sch.vectorize(sch.split(loops[-1], [None, tiling.lanes])[1])
-        else:
-            nest = sch.get_sblock("pool" if "pool" in names else "scatter")
-            sch.compute_at(rows, sch.get_loops(nest)[0], preserve_unit_loops=True)
-            pixel, lane = sch.get_loops(rows)[-2:]
-            outer, inner = sch.split(pixel, [None, 16])
-            block, lane = sch.split(lane, [None, tiling.lanes])
-            sch.reorder(outer, block, inner, lane)
-            sch.vectorize(lane)
-    for name in ("output", "grad_rows", "grad_input", "move_sums"):
+    for name in ("rows", "grad_rows", "grad_input", "move_sums"):
         if name in names:
-            loops = sch.get_loops(sch.get_sblock(name))
-            sch.parallel(loops[0])
+            sch.parallel(sch.get_loops(sch.get_sblock(name))[0])
     return close(sch.mod["main"])
