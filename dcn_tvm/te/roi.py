@@ -231,10 +231,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Box:
-    """Stages [box, axis] that every rule starts from: in pixels of the map."""
+    """Stages that every rule starts from, in pixels of the map: [box, axis], and all corners."""
 
     start: te.Tensor
     size: te.Tensor
+    corners: te.Tensor
 
 
 def rounded_box(g: Frame, boxes: te.Tensor, beyond: int) -> Box:
@@ -246,7 +247,7 @@ def rounded_box(g: Frame, boxes: te.Tensor, beyond: int) -> Box:
         length = round_half_away(g.real(corners[k, 3 - a])) - start[k, a] + g.const(beyond)
         return te.max(length, g.const(1))
 
-    return Box(start, g.per_axis("size", size))
+    return Box(start, g.per_axis("size", size), corners)
 
 
 def shifted_box(g: Frame, boxes: te.Tensor, shift: float, least: float | None = None) -> Box:
@@ -284,7 +285,7 @@ def _between(g: Frame, corners: te.Tensor, shift: float, least: float | None) ->
         # This way round NaN stays NaN: in TVM max(NaN, b) = b.
         return length if least is None else te.max(g.const(least), length)
 
-    return Box(start, g.per_axis("size", size))
+    return Box(start, g.per_axis("size", size), corners)
 
 
 def round_half_away(value: Expr) -> Expr:

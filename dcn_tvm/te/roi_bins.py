@@ -8,6 +8,8 @@ box; a box that is not finite, or an offset that is NaN, has none, and makes the
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +69,9 @@ class Rule:
         steps = g.per_bin("steps", lambda k, a, i: g.real(i) * bins[k, a], g.problem.accumulate, 1)
 
         def poison(k: Expr) -> Expr:
-            values = [t[k, axis] for t in (box.start, box.size) for axis in range(2)]
-            parts = [finite_or_nan(g.real(value)) for value in values]
-            return parts[0] + parts[1] + parts[2] + parts[3]
+            # A size has a least value, which would hide a corner at minus infinity.
+            values = [box.corners[k, c] for c in range(4)] + [box.size[k, a] for a in range(2)]
+            return functools.reduce(operator.add, (finite_or_nan(g.real(v)) for v in values))
 
         self.bin_size, self.steps = bins, steps
         self.stages = {

@@ -67,7 +67,7 @@ class Backward(Walk):
         if self.scatters:
             found["grad_input"] = self._finish_input(results.pop(0))
         if self.slopes:
-            found["grad_offset"] = self._finish_offset(results.pop(0), stages["size"])
+            found["grad_offset"] = self._finish_offset(results.pop(0))
         return found
 
     def _grad_rows(self, grad: te.Tensor) -> te.Tensor:
@@ -146,7 +146,7 @@ class Backward(Walk):
 
         return nest.nest([g.map_shape()], [rows], body, "grad_input", [p.dtype])[0]
 
-    def _finish_offset(self, moves: te.Tensor, size: te.Tensor) -> te.Tensor:
+    def _finish_offset(self, moves: te.Tensor) -> te.Tensor:
         """Add up the blocks of a class and the bins of a part, in order."""
         g, p = self.g, self.g.problem
         (rows, columns), (part_rows, part_columns) = g.bins, p.parts
@@ -164,12 +164,9 @@ class Backward(Walk):
             return te.sum(tirx.if_then_else(inside, moved, g.const(0)), axis=[sub, i, j])
 
         sums = te.compute(g.offset_shape(), total, name="move_sums")
-
-        def value(k: Expr, channel: Expr, i: Expr, j: Expr) -> Expr:
-            scaled = sums[k, channel, i, j] * g.gamma * size[k, 1 - channel % 2]
-            return scaled.astype(p.dtype)
-
-        return te.compute(g.offset_shape(), value, name="grad_offset")
+        if p.dtype == p.accumulate:
+            return sums
+        return te.compute(g.offset_shape(), lambda *i: sums[i].astype(p.dtype), name="grad_offset")
 
     # -- the nest ----------------------------------------------------------------------------
 
@@ -334,7 +331,8 @@ class Backward(Walk):
         self.entries(y, x, visit)
         for axis, dots in enumerate(self.dots):
             self._fold(dots)
-            T.buffer_store(self.moves, self._folded(), [at[2], y.k, axis, place])
+            moved = self.scaled(y.k, axis, self._folded())
+            T.buffer_store(self.moves, moved, [at[2], y.k, axis, place])
 
     def _open_folds(self) -> None:
         """The vectors' sum in memory on purpose: from a register LLVM folds lanes one by one."""

@@ -52,7 +52,7 @@ class Walk:
         _, kw = self.g.bins
         self.rule.open((1, kw if self.shared_columns else 1), slopes=self.slopes)
         self.turner = Turner(self.g.problem.accumulate, self.lanes)
-        cells = ("shift_y", "shift_x", "inverse", "share_y", "share_x", "share")
+        cells = ("offset_y", "offset_x", "inverse", "share_y", "share_x", "share")
         self.real = Cells(self.g.problem.accumulate, *cells)
         self.whole = Cells("int32", "y", "x", "pixel")
 
@@ -116,21 +116,26 @@ class Walk:
             return Place(k, 0, i, zero, None), Place(k, 1, j, zero, None)
         (rows, columns), (part_rows, part_columns) = g.bins, g.problem.parts
         part = (i * part_rows // rows, j * part_columns // columns)
-        for axis, name in enumerate(("shift_y", "shift_x")):
+        for axis, name in enumerate(("offset_y", "offset_x")):
             channel = (at[2] // g.subs) * 2 + (1 - axis)
-            offset = g.real(self.buffers["offset"][(k, channel, *part)])
-            self.real[name] = offset * g.gamma * self.buffers["size"][k, axis]
-        shifts = self.real["shift_y"], self.real["shift_x"]
-        return Place(k, 0, i, zero, shifts[0]), Place(k, 1, j, zero, shifts[1])
+            self.real[name] = g.real(self.buffers["offset"][(k, channel, *part)])
+        return (
+            Place(k, 0, i, zero, self.scaled(k, 0, self.real["offset_y"])),
+            Place(k, 1, j, zero, self.scaled(k, 1, self.real["offset_x"])),
+        )
+
+    def scaled(self, k: Expr, axis: int, value: Expr) -> Expr:
+        """An offset in pixels, or the gradient of one of them with respect to the offset."""
+        return value * self.g.gamma * self.buffers["size"][k, axis]
 
     def inverse(self, y: Place, x: Place) -> None:
         """Set 1 / n of the bin's mean, NaN for a box or offset that is not a number."""
         g = self.g
         value = self.rule.share_of_each(self.buffers, y, x) + self.buffers["poison"][y.k]
-        for shift in (y.shift, x.shift):
-            if shift is not None:
-                nan = tirx.const(float("nan"), g.problem.accumulate)
-                value = tirx.Select(tirx.isnan(shift), nan, value)
+        if g.problem.moves:
+            nan = tirx.const(float("nan"), g.problem.accumulate)
+            unknown = tirx.any(*(tirx.isnan(self.real[n]) for n in ("offset_y", "offset_x")))
+            value = tirx.Select(unknown, nan, value)
         self.real["inverse"] = value
 
     def entries(self, y: Place, x: Place, visit: Callable[[Expr, Expr, Expr], None]) -> None:
@@ -247,7 +252,6 @@ class Forward(Walk):
         self.turner.turn(bins, width, load, store, store_if=g.guard(block))
 
     def _box(self, rows: Any, output: Any, at: At, k: Expr) -> None:
-        g = self.g
 
         def visit(y: Place, x: Place) -> None:
             self.inverse(y, x)
