@@ -1,4 +1,4 @@
-"""Contract of deformable position-sensitive RoI pooling (paper, section 2.2; released R-FCN code)."""
+"""Contract of deformable position-sensitive RoI pooling (paper, section 2.2; released code)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dcn_tvm.ops.contract import Kernel
-from dcn_tvm.ops.roi import RoIProblem, needs, roi_op
+from dcn_tvm.ops.roi import RoIProblem, roi_op
 
 MODES = ("max", "avg")
 
@@ -27,7 +27,7 @@ class RoIPoolProblem(RoIProblem):
 
 
 def all_inputs(kernel: Kernel, outputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The gradient of a maximum goes where it was found again; that of a mean needs no input."""
+    """All: a maximum is looked for again in the input. No kernel differs for a mean."""
     return kernel.inputs
 
 

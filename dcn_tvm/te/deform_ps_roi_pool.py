@@ -1,6 +1,6 @@
-"""Deformable position-sensitive RoI pooling and its gradients: bins move, each on its own channels.
+"""Deformable position-sensitive RoI pooling and its gradients: moved bins, each its own channels.
 
-y(c, i, j) = 1/n sum_s X(c G^2 + g(i, j), p_s + D),  D = gamma offset(class of c, part of i, j) (h, w)
+y(c, i, j) = 1/n sum_s X(c G^2 + g(i, j), p_s + D),  D = gamma offset(class, part) (h, w)
 """
 
 from __future__ import annotations

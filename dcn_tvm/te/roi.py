@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import tirx as T
 
 from dcn_tvm.ops.roi import RoIProblem
-from dcn_tvm.te import nest
 from dcn_tvm.te.nest import int64
-from dcn_tvm.te.turn import Turner, cast
 
 Expr = Any
 AXES = 2  # 0 is y, 1 is x, in everything but the boxes' own columns
@@ -131,6 +128,16 @@ class Frame:
         """Whether there are lanes that are no channels."""
         return self.problem.depth % self.width != 0
 
+    @property
+    def owned(self) -> bool:
+        """Whether workers turn maps to rows of their own, which stay in the cache."""
+        return self.problem.layout == "nchw" or self.groups > 1
+
+    @property
+    def together(self) -> int:
+        """Groups of a worker: in channels_last they are neighbours, and so turned together."""
+        return self.tiling.lanes if self.problem.layout == "nhwc" and self.groups > 1 else 1
+
     def in_place(self, dtype: str) -> bool:
         """Whether a channels_last map of `dtype` already is what rows would be."""
         p = self.problem
@@ -145,54 +152,20 @@ class Frame:
     def row_index(self, rows: Any, at: tuple[Expr, ...], pixel: Expr, lane: Expr) -> list[Expr]:
         """Where rows hold a lane of block `at`, (image, group, block).
 
-        They are a worker's own [pixel, lane], or everybody's, or a map in place of them.
+        They are a worker's own [group, pixel, lane], or everybody's, or a map in place of them.
         """
-        if len(rows.shape) == 2:
-            return [pixel, lane]
+        if len(rows.shape) == 3:
+            return [at[1] % self.together, pixel, lane]
         if len(rows.shape) == 4:
             return [at[0], int64(0), pixel, at[2] * self.width + lane]
         return [*at, pixel, lane]
 
     def rows_of(self, tensor: te.Tensor) -> te.Tensor:
-        """What workers read: a map in nchw, of which each turns its own planes; else its rows."""
+        """What workers read: the map, where each makes rows of its own or needs none; else rows."""
         p = self.problem
-        if p.layout == "nchw" or self.in_place(p.dtype):
+        if self.owned or self.in_place(p.dtype):
             return tensor
-        if self.groups == 1:
-            return self._padded_rows(tensor)
 
-        def body(ins: list[Any], outs: list[Any]) -> None:
-            with T.parallel(int64(0), self.n * self.h * self.w) as w, T.sblock("rows"):
-                place = T.axis.spatial(self.n * self.h * self.w, w)
-                n, pixel = place // (self.h * self.w), place % (self.h * self.w)
-                T.reads(ins[0][tuple(slice(0, extent) for extent in ins[0].shape)])
-                T.writes(outs[0][tuple(slice(0, extent) for extent in outs[0].shape)])
-                turner = Turner(p.accumulate, self.tiling.lanes)
-                with T.serial(int64(0), int64(self.blocks)) as block:
-                    first = self.output_channel(block, int64(0)) * self.groups
-
-                    def load(lane: Expr, group: Expr) -> Expr:
-                        channel = group + (first + lane * self.groups)
-                        return cast(ins[0][tuple(self.index(n, channel, pixel))], p.accumulate)
-
-                    def store(group: Expr, lane: Expr, value: Expr) -> None:
-                        T.buffer_store(outs[0], value, [n, group, block, pixel, lane])
-
-                    turner.turn(
-                        int64(self.width),
-                        int64(self.groups),
-                        load,
-                        store,
-                        load_if=self.guard(block),
-                    )
-
-        return nest.nest([self.rows_shape()], [tensor], body, "rows", [p.accumulate])[0]
-
-    def guard(self, block: Expr) -> Callable[[Expr], Expr] | None:
-        """Whether a lane of a block is a channel; None if all are."""
-        return (lambda lane: self.exists(block, lane)) if self.padded else None
-
-    def _padded_rows(self, tensor: te.Tensor) -> te.Tensor:
         def value(n: Expr, group: Expr, block: Expr, pixel: Expr, lane: Expr) -> Expr:
             channel = self.output_channel(block, lane)
             inside = self.real(tensor[tuple(self.index(n, channel, pixel))])
@@ -201,6 +174,10 @@ class Frame:
             return tirx.if_then_else(self.exists(block, lane), inside, self.const(0))
 
         return te.compute(self.rows_shape(), value, name="rows")
+
+    def guard(self, block: Expr) -> Callable[[Expr], Expr] | None:
+        """Whether a lane of a block is a channel; None if all are."""
+        return (lambda lane: self.exists(block, lane)) if self.padded else None
 
     # -- boxes -------------------------------------------------------------------------------
 

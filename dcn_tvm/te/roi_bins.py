@@ -97,6 +97,10 @@ class Rule:
         """Emit the entries of a bin along one axis."""
         raise NotImplementedError
 
+    def pixel(self, at: Place, entry: Expr) -> Expr:
+        """Row, or column, of an entry."""
+        return self.pixels[at.axis][at.slot, entry]
+
     def share_of_each(self, b: Buffers, y: Place, x: Place) -> Expr:
         """1 / n of the mean: what a sample counts for; 0 where there is none."""
         used = self.used[0][y.slot] * self.used[1][x.slot]
@@ -136,6 +140,10 @@ class Pixels(Rule):
         self.first = [T.sblock_alloc_buffer((slot,), "int32") for slot in slots]
         self.used = self.count
 
+    def pixel(self, at: Place, entry: Expr) -> Expr:
+        """Row, or column, of an entry: they follow one another."""
+        return self.first[at.axis][at.slot] + entry
+
     def fill(self, b: Buffers, at: Place) -> None:
         """Emit first pixel and count."""
         first, stop = (b[name][at.k, at.axis, at.bin] for name in ("first", "stop"))
@@ -158,10 +166,14 @@ class MovedPixels(Pixels):
         """Every row of the map."""
         return size
 
+    def pixel(self, at: Place, entry: Expr) -> Expr:
+        """Row, or column, of an entry on the map."""
+        return Rule.pixel(self, at, entry)
+
     def open(self, slots: tuple[int, int], *, slopes: bool) -> None:
         """Allocate the entries."""
         Rule.open(self, slots, slopes=slopes)
-        self.whole = Cells("int32", "first", "length", "low", "high", "begin")
+        self.whole = Cells("int32", "length", "low", "high", "begin")
         self.part = Cells(self.g.problem.accumulate, "moved", "fraction")
 
     def fill(self, b: Buffers, at: Place) -> None:

@@ -11,8 +11,8 @@ from dcn_tvm.ops.roi import RoIProblem
 from dcn_tvm.te import nest
 from dcn_tvm.te.roi import Frame, RoITiling
 from dcn_tvm.te.roi_bins import Rule
+from dcn_tvm.te.roi_gather import Forward
 from dcn_tvm.te.roi_scatter import Backward
-from dcn_tvm.te.roi_walk import Forward
 
 MakeRule = Callable[[Frame, te.Tensor], Rule]
 Graph = tuple[Any, Callable[[Any], Any]]

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from dcn_tvm.te import nest
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
-from dcn_tvm.te.roi_bins import Buffers, Place, Rule
+from dcn_tvm.te.roi_bins import Place, Rule
 from dcn_tvm.te.roi_walk import At, Walk, bins_of, block_of, unless_larger, whole
 from dcn_tvm.te.turn import Store, Turner, cast
 
@@ -30,7 +30,6 @@ class Backward(Walk):
         # Where the rows that are scattered to are: the output itself, or a worker's own, turned to
         # planes at the end, or all of them, turned by a stage of their own.
         self.direct = g.in_place(g.problem.accumulate)
-        self.turned = nchw
         # Where the gradient of the output comes from: a box's, turned here, or a stage of rows.
         self.tiled = nchw and g.groups == 1
         self.collected = not self.tiled and not g.in_place(g.problem.dtype)
@@ -46,7 +45,7 @@ class Backward(Walk):
         inputs = [grads, *([rows] if rows is not None else []), *stages.values()]
         shapes, dtypes = [], []
         if self.scatters:
-            own = self.direct or self.turned
+            own = self.direct or g.owned
             shapes.append(g.map_shape() if own else g.rows_shape())
             dtypes.append(g.problem.dtype if own else g.problem.accumulate)
         if self.slopes:
@@ -57,7 +56,7 @@ class Backward(Walk):
         def body(ins: list[Any], outs: list[Any]) -> None:
             source, *rest = ins
             own_rows = rest.pop(0) if rows is not None else None
-            self.buffers: Buffers = dict(zip(stages, rest, strict=True))
+            self.buffers = dict(zip(stages, rest, strict=True))
             targets = list(outs)
             scattered = targets.pop(0) if self.scatters else None
             self._nest(source, own_rows, scattered, targets.pop(0) if self.slopes else None)
@@ -113,38 +112,14 @@ class Backward(Walk):
 
     def _finish_input(self, rows: te.Tensor) -> te.Tensor:
         g, p = self.g, self.g.problem
-        if self.direct or self.turned:
+        if self.direct or g.owned:
             return rows
 
-        if g.groups == 1:
+        def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
+            block, lane = block_of(g, channel)
+            return rows[n, 0, block, y * g.w + x, lane].astype(p.dtype)
 
-            def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
-                block, lane = block_of(g, channel)
-                return rows[n, 0, block, y * g.w + x, lane].astype(p.dtype)
-
-            return te.compute(g.map_shape(), value, name="grad_input")
-
-        def body(ins: list[Any], outs: list[Any]) -> None:
-            with T.parallel(int64(0), g.n * g.h * g.w) as w, T.sblock("grad_input"):
-                place = T.axis.spatial(g.n * g.h * g.w, w)
-                n, pixel = place // (g.h * g.w), place % (g.h * g.w)
-                T.reads(whole(ins[0]))
-                T.writes(whole(outs[0]))
-                turner = Turner(p.accumulate, self.lanes)
-                with T.serial(int64(0), int64(g.blocks)) as block:
-                    first = g.output_channel(block, int64(0)) * g.groups
-
-                    def load(group: Expr, lane: Expr) -> Expr:
-                        return ins[0][n, group, block, pixel, lane]
-
-                    def store(lane: Expr, group: Expr, value: Expr) -> None:
-                        index = g.index(n, group + (first + lane * g.groups), pixel)
-                        T.buffer_store(outs[0], cast(value, p.dtype), index)
-
-                    groups, width = int64(g.groups), int64(g.width)
-                    turner.turn(groups, width, load, store, store_if=g.guard(block))
-
-        return nest.nest([g.map_shape()], [rows], body, "grad_input", [p.dtype])[0]
+        return te.compute(g.map_shape(), value, name="grad_input")
 
     def _finish_offset(self, moves: te.Tensor) -> te.Tensor:
         """Add up the blocks of a class and the bins of a part, in order."""
@@ -179,10 +154,10 @@ class Backward(Walk):
             self.open()
             self.grads = self.registers()
             self.moves = moves
-            self.source = None if rows is None else self.rows(rows, at)
-            self.target = scattered
+            self.source: Any = None if rows is None else self.rows(rows, at)
+            self.target: Any = scattered
             if scattered is not None:
-                if self.turned:
+                if g.owned:
                     self.target = self.own_rows()
                 self._zero(at)
             if self.slopes:
@@ -194,34 +169,48 @@ class Backward(Walk):
             if self.tiled:
                 shape = (g.bins[0] * g.bins[1], g.width)
                 self.tile = T.sblock_alloc_buffer(shape, g.problem.accumulate)
-            self.boxes(at, None, lambda k: self._box(grads, at, k))
-            if scattered is not None and self.turned:
+            with self.each_group(at) as each:
+                self.boxes(each, None, lambda k: self._box(grads, each, k))
+            if scattered is not None and g.owned:
                 self._turn(scattered, at)
 
     def _zero(self, at: At) -> None:
         g = self.g
-        with T.serial(int64(0), g.h * g.w) as pixel:
-            self.vector(
-                lambda v, lane: T.buffer_store(
-                    self.target,
-                    g.const(0),
-                    g.row_index(self.target, at, pixel, v * self.lanes + lane),
-                )
-            )
+        with self.each_group(at) as each, T.serial(int64(0), g.h * g.w) as pixel:
+
+            def store(v: Expr, lane: Expr) -> None:
+                index = g.row_index(self.target, each, pixel, v * self.lanes + lane)
+                T.buffer_store(self.target, g.const(0), index)
+
+            self.vector(store)
 
     def _turn(self, scattered: Any, at: At) -> None:
-        """A worker's rows to the planes of its channels."""
-        g = self.g
-        first = g.output_channel(at[2], int64(0))
+        """A worker's rows back to the map."""
+        g, dtype = self.g, self.g.problem.dtype
+        first = g.output_channel(at[2], int64(0)) * g.groups + at[1]
+        guard = g.guard(at[2])
 
-        def load(pixel: Expr, lane: Expr) -> Expr:
-            return self.target[pixel, lane]
+        def store(lane: Expr, group: Expr, pixel: Expr, value: Expr) -> None:
+            index = g.index(at[0], group + (first + lane * g.groups), pixel)
+            T.buffer_store(scattered, cast(value, dtype), index)
 
-        def store(lane: Expr, pixel: Expr, value: Expr) -> None:
-            index = g.index(at[0], (first + lane) * g.groups + at[1], pixel)
-            T.buffer_store(scattered, cast(value, g.problem.dtype), index)
-
-        self.turner.turn(g.h * g.w, int64(g.width), load, store, store_if=g.guard(at[2]))
+        self.turn_map(
+            at,
+            planes=lambda: self.turner.turn(
+                g.h * g.w,
+                int64(g.width),
+                lambda pixel, lane: self.target[int64(0), pixel, lane],
+                lambda lane, pixel, v: store(lane, int64(0), pixel, v),
+                store_if=guard,
+            ),
+            groups=lambda pixel, count: self.turner.turn(
+                count,
+                int64(g.width),
+                lambda group, lane: self.target[group, pixel, lane],
+                lambda lane, group, v: store(lane, group, pixel, v),
+                store_if=guard,
+            ),
+        )
 
     def _box(self, grads: Any, at: At, k: Expr) -> None:
         if self.tiled:
@@ -276,14 +265,14 @@ class Backward(Walk):
 
     def _row(self, at: At, pixel: Expr, v: Expr, lane: Expr) -> Expr:
         index = self.g.row_index(self.source, at, pixel, v * self.lanes + lane)
-        assert self.source is not None
         return self.g.real(self.source[tuple(index)])
 
     def _scatter_to_largest(self, at: At, y: Place, x: Place) -> None:
         """Find the largest pixel of each lane again, then add to where it is."""
         g = self.g
         self.fill_with(self.largest, g.const(float("-inf")))
-        first = (self.rule.first[0][y.slot] * g.w.astype("int32")) + self.rule.first[1][x.slot]  # type: ignore[attr-defined]
+        none = tirx.const(0, "int32")
+        first = self.rule.pixel(y, none) * g.w.astype("int32") + self.rule.pixel(x, none)
         self.fill_with(self.places, first)
 
         def find(pixel: Expr, i: Expr, j: Expr) -> None:

@@ -16,14 +16,14 @@ from dcn_tvm.te import deform_roi_pool as te
 def forward(
     problem: DeformRoIPoolProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
 ) -> tirx.PrimFunc:
-    """Pool."""
+    """A worker pools boxes, or a block of channels of an image."""
     tiling = roi.forward_tiling(problem, target, knobs)
-    return roi.schedule(te.forward(problem, tiling), problem, tiling)
+    return roi.schedule(te.forward(problem, tiling))
 
 
 def backward(
     problem: DeformRoIPoolProblem, target: Target, knobs: Knobs, outputs: Sequence[str]
 ) -> tirx.PrimFunc:
-    """Scatter."""
+    """A worker owns a block of channels of an image."""
     tiling = roi.backward_tiling(problem, target, knobs)
-    return roi.schedule(te.backward(problem, tiling, outputs), problem, tiling)
+    return roi.schedule(te.backward(problem, tiling, outputs))

@@ -1,0 +1,158 @@
+"""The nest that pools boxes: a weighted mean, or the largest, of each bin's pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import tirx as T
+
+from dcn_tvm.te import nest
+from dcn_tvm.te.nest import int64
+from dcn_tvm.te.roi import Expr, Frame
+from dcn_tvm.te.roi_bins import Place, Rule
+from dcn_tvm.te.roi_walk import At, Walk, unless_larger, whole
+from dcn_tvm.te.turn import Load, Turner, cast
+
+
+class Forward(Walk):
+    """Pools the entries of each bin: their weighted mean, or with `maximum` the largest."""
+
+    def __init__(self, g: Frame, rule: Rule, *, maximum: bool = False) -> None:
+        super().__init__(g, rule)
+        self.maximum = maximum
+        self.tile: Any = None
+        # Bins of a position-sensitive map belong to different workers: contiguous channels of an
+        # output in nchw would be written by all of them at once. So they write [bin, box, lane].
+        self.collected = g.problem.layout == "nchw" and g.groups > 1
+        self.tiled = g.problem.layout == "nchw" and not self.collected
+
+    def emit(self, rows: te.Tensor, stages: dict[str, te.Tensor]) -> te.Tensor:
+        """The output."""
+        g = self.g
+        names = list(stages)
+
+        def body(ins: list[Any], outs: list[Any]) -> None:
+            self.buffers = dict(zip(names, ins[1:], strict=True))
+            with self.worker("pool", by_box=g.tiling.by_box) as (at, only):
+                T.reads(*(whole(b) for b in ins))
+                T.writes(whole(outs[0]))
+                self.open()
+                self.sums = self.registers()
+                if self.tiled or (g.padded and not self.collected):
+                    bins = g.bins[0] * g.bins[1] if self.tiled else 1
+                    self.tile = T.sblock_alloc_buffer((bins, g.width), g.problem.accumulate)
+                rows = self.rows(ins[0], at)
+                with self.each_group(at) as each:
+                    self.boxes(each, only, lambda k: self._box(rows, outs[0], each, k))
+
+        if not self.collected:
+            shape, dtype = g.output_shape(), g.problem.dtype
+            return nest.nest([shape], [rows, *stages.values()], body, "output", [dtype])[0]
+        sizes = (int64(g.blocks), int64(g.bins[0] * g.bins[1]), g.boxes_count, int64(g.width))
+        kind = [g.problem.accumulate]
+        pooled = nest.nest([sizes], [rows, *stages.values()], body, "pooled", kind)[0]
+
+        def turn(ins: list[Any], outs: list[Any]) -> None:
+            with T.parallel(int64(0), g.boxes_count) as w, T.sblock("output"):
+                k = T.axis.spatial(g.boxes_count, w)
+                T.reads(whole(ins[0]))
+                T.writes(whole(outs[0]))
+                self.turner = Turner(g.problem.accumulate, self.lanes)
+                with T.serial(int64(0), int64(g.blocks)) as block:
+                    self._turn_out(outs[0], k, block, lambda i, lane: ins[0][block, i, k, lane])
+
+        return nest.nest([g.output_shape()], [pooled], turn, "output", [g.problem.dtype])[0]
+
+    def _turn_out(self, output: Any, k: Expr, block: Expr, load: Load) -> None:
+        """A block's bins, `load(bin, lane)`, to the planes of its channels."""
+        g = self.g
+        first = g.output_channel(block, int64(0))
+
+        def store(lane: Expr, place: Expr, value: Expr) -> None:
+            index = g.index(k, first + lane, place)
+            T.buffer_store(output, cast(value, g.problem.dtype), index)
+
+        bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
+        self.turner.turn(bins, width, load, store, store_if=g.guard(block))
+
+    def _box(self, rows: Any, output: Any, at: At, k: Expr) -> None:
+
+        def visit(y: Place, x: Place) -> None:
+            self.inverse(y, x)
+            if self.maximum:
+                self._largest(rows, at, y, x)
+            else:
+                self._sum(rows, at, y, x)
+            self._store(output, at, y, x)
+
+        self.bins(at, k, visit)
+        if self.tiled:
+            self._turn_out(output, k, at[2], lambda place, lane: self.tile[place, lane])
+
+    def _sum(self, rows: Any, at: At, y: Place, x: Place) -> None:
+        g, sums = self.g, self.sums
+        self.fill_with(sums, g.const(0))
+
+        def visit(pixel: Expr, i: Expr, j: Expr) -> None:
+            if self.rule.weighted:
+                self.real["share"] = self.real["share_y"] * self.rule.shares[1][x.slot, j]
+
+            def add(v: Expr, lane: Expr) -> None:
+                value = g.real(rows[tuple(g.row_index(rows, at, pixel, v * self.lanes + lane))])
+                if self.rule.weighted:
+                    value = value * self.real["share"]
+                T.buffer_store(sums, sums[v, lane] + value, [v, lane])
+
+            self.vector(add)
+
+        self.entries(y, x, visit)
+        self.vector(
+            lambda v, lane: T.buffer_store(sums, sums[v, lane] * self.real["inverse"], [v, lane])
+        )
+
+    def _largest(self, rows: Any, at: At, y: Place, x: Place) -> None:
+        g, sums = self.g, self.sums
+        self.fill_with(sums, g.const(float("-inf")))
+
+        def visit(pixel: Expr, i: Expr, j: Expr) -> None:
+            def compare(v: Expr, lane: Expr) -> None:
+                value = g.real(rows[tuple(g.row_index(rows, at, pixel, v * self.lanes + lane))])
+                kept = sums[v, lane]
+                T.buffer_store(sums, unless_larger(g, kept, value, kept, value), [v, lane])
+
+            self.vector(compare)
+
+        self.entries(y, x, visit)
+        empty = tirx.any(self.rule.count[0][y.slot] == 0, self.rule.count[1][x.slot] == 0)
+        poison = self.buffers["poison"][y.k]
+        self.vector(
+            lambda v, lane: T.buffer_store(
+                sums, tirx.Select(empty, poison, sums[v, lane]), [v, lane]
+            )
+        )
+
+    def _store(self, output: Any, at: At, y: Place, x: Place) -> None:
+        g, place = self.g, y.bin * self.g.bins[1] + x.bin
+        target, first = output, at[2] * g.width
+        if self.tile is not None:
+            target = self.tile
+
+        def where(lane: Expr) -> list[Expr]:
+            if self.tiled:
+                return [place, lane]
+            if self.tile is not None:
+                return [int64(0), lane]
+            if self.collected:
+                return [at[2], place, y.k, lane]
+            return g.index(y.k, first + lane, place)
+
+        def store(v: Expr, lane: Expr) -> None:
+            value = self.sums[v, lane].astype(str(target.dtype))
+            T.buffer_store(target, value, where(v * self.lanes + lane))
+
+        self.vector(store)
+        if self.tile is not None and not self.tiled:
+            with T.serial(int64(0), self.limit(at[2])) as lane:
+                index = g.index(y.k, g.output_channel(at[2], lane), place)
+                T.buffer_store(output, self.tile[0, lane].astype(g.problem.dtype), index)
