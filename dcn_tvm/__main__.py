@@ -54,13 +54,15 @@ def _user_input() -> Iterator[None]:
 def bench(
     suite: Annotated[list[str] | None, typer.Argument(help="Suites; all if absent.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Modes; all if absent.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each problem and mode.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For each problem and mode.")] = 3.0,
     threads: Threads = None,
-    quick: Annotated[bool, typer.Option(help="One tiny problem: does it all work?")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="A tiny problem of each op: does it all work?")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write every row to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write tables to this file.")] = None,
 ) -> None:
-    """Time every op against its peers and against a plain convolution and a GEMM."""
+    """Time every op against its peers, and against a baseline that does less: conv2d or a copy."""
     with _user_input():
         cases = [case for name in suite or list(suites.SUITES) for case in _suite(name)]
     from dcn_tvm.bench import command, tables
@@ -165,7 +167,8 @@ def _problems(op: str, texts: Sequence[str]) -> list[Problem]:
         known = {field.name for field in dataclasses.fields(kind)}
         sizes = (case.sizes.items() for case in suites.SUITES.get(op, ()))
         described = [{name: size for name, size in s if name in known} for s in sizes]
-    return [_make_problem(kind, values) for values in described]
+    # Calls that differ in free sizes only have one problem.
+    return list(dict.fromkeys(_make_problem(kind, values) for values in described))
 
 
 def _make_problem(kind: type[Problem], described: Mapping[str, Any]) -> Problem:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+import dcn_tvm
 from dcn_tvm import reference
 from tests.cases import Arguments
 
@@ -128,6 +130,14 @@ class RoICase:
                 arguments.tensors[name][again] = fresh.to(dtype)[again]
         raise AssertionError(f"{self.name}: no boxes that float32 and float64 agree on")
 
+    def arguments_for(self, boxes: Tensor, dtype: torch.dtype = torch.float32) -> Arguments:
+        """Draw the rest of a call with these boxes, without those that dtypes disagree on."""
+        sized = replace(self, boxes=len(boxes))
+        arguments = sized.arguments(torch.float64).replaced(boxes=boxes.double()).to(dtype)
+        agreed = ~_ambiguous(sized, arguments)
+        kept = arguments.mapped(lambda t: t[agreed], set(arguments.tensors) - {"input"})
+        return replace(kept, grad_output=arguments.grad_output[agreed])
+
     def _call_options(self) -> dict[str, Any]:
         options = {"output_size": self.output_size, "spatial_scale": self.spatial_scale}
         if self.op.startswith("deform_") and self.classes is None:
@@ -155,6 +165,34 @@ class RoICase:
             _OFFSET_LATTICE
         )
         return {"boxes": boxes, "offset": offset}
+
+
+def channels_last(arguments: Arguments) -> Arguments:
+    """Return the call with the maps in this memory format."""
+
+    def last(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    return replace(arguments.mapped(last, ["input"]), grad_output=last(arguments.grad_output))
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith("dcn_tvm."):
+            self.calls.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+def operator_arguments(case: RoICase, arguments: Arguments) -> tuple[Any, ...]:
+    """Return what the public function hands to torch.ops' operator."""
+    with _Recorder() as recorder:
+        arguments.call(getattr(dcn_tvm, case.op))
+    (call,) = recorder.calls
+    return call
 
 
 def _between(ends: tuple[float, float], share: float) -> float:
@@ -242,3 +280,8 @@ _ALL = (
     ),
 )
 ROI_CASES = {case.name: case for case in _ALL}
+# One call of every op, with offsets where it takes any, of which few channels make short work.
+ONE_OF_EACH = tuple(
+    ROI_CASES[name]
+    for name in ("max", "align_adaptive", "ps", "ps_align_adaptive", "deform", "dps_parts")
+)

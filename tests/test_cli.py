@@ -13,6 +13,7 @@ from dcn_tvm.__main__ import app
 from dcn_tvm.cache import BuildCache
 
 SMALL = ["in_channels=4", "out_channels=5", "padding=1"]
+SMALL_ROI = ["channels=98", "output_size=7"]
 
 
 def call(*arguments: str) -> Any:
@@ -37,11 +38,13 @@ def test_help_names_every_command() -> None:
 
 @pytest.mark.parametrize("op", ops.registry())
 def test_explain_tells_kernels_choices_and_target(op: str) -> None:
-    result = call("explain", op, *SMALL)
+    convolution = "conv" in op
+    result = call("explain", op, *(SMALL if convolution else SMALL_ROI))
     assert result.exit_code == 0, result.output
     for kernel in ops.registry()[op].kernels():
         assert kernel in result.stdout
-    for said in ("target:", "lanes", "default", "in_channels 4", "padding (1, 1)"):
+    facts = ("in_channels 4", "padding (1, 1)") if convolution else ("channels 98", "(7, 7)")
+    for said in ("target:", "lanes", "default", *facts):
         assert said in " ".join(result.stdout.split())
 
 
@@ -69,10 +72,14 @@ def test_explain_takes_short_names_and_pairs() -> None:
     assert "grad_mask" in text
 
 
-def test_explain_without_fields_takes_the_suite() -> None:
-    result = call("explain", "deform_conv2d")
+@pytest.mark.parametrize("op", ops.registry())
+def test_explain_without_fields_takes_the_suite(op: str) -> None:
+    result = call("explain", op)
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("in_channels") == len(suites.SUITES["deform_conv2d"])
+    # Of cases that differ in free sizes only, one.
+    fields = ops.registry()[op].problem.__dataclass_fields__
+    problems = {tuple(case.sizes.get(name) for name in fields) for case in suites.SUITES[op]}
+    assert result.stdout.count("dtype float32, layout nchw") == len(problems)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +102,9 @@ def test_explain_refuses(fields: list[str], said: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    refused(["explain", "convolution"], "op must be one of deform_conv2d, got convolution")
-    refused(["bench", "nothing"], "suite must be one of deform_conv2d, got nothing")
+    names = ", ".join(ops.registry())
+    refused(["explain", "convolution"], f"op must be one of {names}, got convolution")
+    refused(["bench", "nothing"], f"suite must be one of {names}, got nothing")
     refused(["bench", "--mode", "sideways"], "mode must be one of forward")
 
 
@@ -126,17 +134,21 @@ def test_cache_info_and_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_bench_writes_rows_and_tables(tmp_path: Path) -> None:
     rows, tables = tmp_path / "rows.json", tmp_path / "tables.md"
     mode = ["--mode", "forward", "--mode", "network"]
-    result = call("bench", "--quick", *mode, "--json", str(rows), "--markdown", str(tables))
+    files = ["--json", str(rows), "--markdown", str(tables)]
+    result = call("bench", "deform_conv2d", "ps_roi_align", "--quick", *mode, *files)
     assert result.exit_code == 0, result.output
     found = json.loads(rows.read_text())["rows"]
     assert {row["mode"] for row in found} == {"forward", "network"}
     assert {"conv2d", "dcn_tvm", "gemm"} <= {row["provider"] for row in found}
     assert all(row["median_us"] > 0 and row["gflop_per_s"] > 0 for row in found)
+    assert all(row["gbyte_per_s"] > 0 for row in found)
+    assert {row["op"] for row in found if row["provider"] == "copy"} == {"ps_roi_align"}
     ours = {(r["dtype"], r["memory_format"]) for r in found if r["provider"] == "dcn_tvm"}
     formats = ("contiguous", "channels_last")
     assert ours == {(dtype, f) for dtype in ("float32", "bfloat16") for f in formats}
     for text in (tables.read_text(), result.stdout):
         assert "deform_conv2d, forward" in text
+        assert "ps_roi_align, forward" in text
         assert "mean ratio" in text
 
 

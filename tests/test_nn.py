@@ -176,8 +176,9 @@ def test_the_layers_copy_and_save() -> None:
     assert torch.equal(fresh(x), layer(x))
 
 
-@pytest.mark.parametrize("module", ["dcn_tvm.nn", "dcn_tvm.reference.deform_conv2d"])
+@pytest.mark.parametrize("module", ["nn.conv", "nn.parameters", "reference.deform_conv2d"])
 def test_the_examples_run(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(module))
+    examples = importlib.import_module(f"dcn_tvm.{module}")
+    result = doctest.testmod(examples, extraglobs={"torch": torch, "dcn_tvm": dcn_tvm})
     assert result.attempted > 0
     assert result.failed == 0

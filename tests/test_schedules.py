@@ -1,7 +1,6 @@
 """Any point of any schedule's search space computes the same; records replay; lower levels run."""
 
 import dataclasses
-import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 import dcn_tvm
-from dcn_tvm import build, kernels, openmp, ops, target
-from dcn_tvm.build import Request, Scheduled
+from dcn_tvm import build, ops, target
+from dcn_tvm.build import Request
 from dcn_tvm.knobs import Knobs
 from dcn_tvm.ops.deform_conv2d import DeformConv2dProblem
 from tests.cases import CASES, Arguments
@@ -24,65 +23,31 @@ PROBLEM = DeformConv2dProblem(
     "float32", "nhwc", 24, 40, padding=(1, 1), offset_groups=2, modulated=True, bias=True
 )
 
-Make = Callable[[Request], Scheduled]
-
 
 def channels_last(arguments: Arguments) -> Arguments:
     maps = [name for name in ("input", "offset", "mask") if name in arguments.tensors]
     return arguments.mapped(lambda t: t.contiguous(memory_format=torch.channels_last), maps)
 
 
-@pytest.fixture
-def scheduled_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let the kernels that a call needs be scheduled as given and compiled in memory."""
-
-    def use(make: Make, machine: target.Target = MACHINE) -> None:
-        modules: list[Any] = []  # a function lives as long as its module
-
-        @functools.cache
-        def get(request: Request) -> Any:
-            modules.append(build.compile(request, make(request), machine))
-            openmp.install()
-            return modules[-1][build.SYMBOL]
-
-        monkeypatch.setattr(kernels, "get", get)
-
-    return use
-
-
 @pytest.mark.parametrize("seed", POINTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_random_points_compute_the_same(
-    name: str, seed: int, scheduled_by: Callable[..., None]
+    name: str, seed: int, random_point: Callable[..., Any]
 ) -> None:
-    chosen: dict[str, dict[str, int | str]] = {}
-
-    def make(request: Request) -> Scheduled:
-        knobs = Knobs(rng=random.Random(f"{name} {request.kernel} {seed}"))
-        chosen[request.kernel] = knobs.chosen
-        return build.schedule(request, MACHINE, knobs)
-
-    scheduled_by(make)
     arguments = CASES[name].sized(2, 7, 9).arguments()
-    try:
+    with random_point(f"{name} {seed}") as chosen:
         assert_matches_reference(
             dcn_tvm.deform_conv2d, channels_last(arguments) if seed % 2 else arguments
         )
-    except Exception as error:
-        raise AssertionError(f"{name}, seed {seed}: {chosen}: {error}") from error
     assert set(chosen) == set(ops.registry()["deform_conv2d"].kernels())
 
 
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])
 @pytest.mark.parametrize("name", ["modulated", "channels_30"])
 def test_levels_below_the_machines_compute_the_same(
-    name: str, level: str, scheduled_by: Callable[..., None]
+    name: str, level: str, at_level: Callable[[str], None]
 ) -> None:
-    try:
-        machine = MACHINE.at_level(level)
-    except ValueError as error:
-        pytest.skip(str(error))
-    scheduled_by(lambda request: build.schedule(request, machine), machine)
+    at_level(level)
     assert_matches_reference(
         dcn_tvm.deform_conv2d, channels_last(CASES[name].sized(2, 7, 9).arguments())
     )

@@ -31,9 +31,9 @@ def check_modes(names: Sequence[str] | None) -> tuple[Mode, ...]:
 def run_all(
     cases: Sequence[Case], modes: Sequence[Mode], *, seconds: float, quick: bool, report: Report
 ) -> Results:
-    """Return everything there is to know about `cases`; quick: about the least one, tiny."""
+    """Return everything there is to know about `cases`; quick: about each op's least one, tiny."""
     if quick:
-        cases = [bench_of(case.op).shrink(case) for case in [_least(cases)]]
+        cases = [bench_of(own[0].op).shrink(_least(own)) for own in _by_op(cases)]
     rows = run(
         cases,
         modes,
@@ -51,13 +51,17 @@ def run_all(
 def _findings(cases: Sequence[Case], report: Report) -> list[probe.Finding]:
     report("import time")
     findings = probe.measure_imports()
-    for op in dict.fromkeys(case.op for case in cases):
-        own = [case for case in cases if case.op == op]
-        report(f"{op}, call overhead, first call and memory")
+    for own in _by_op(cases):
+        report(f"{own[0].op}, call overhead, first call and memory")
         findings.append(overhead.measure_overhead(_least(own)))
         findings += probe.measure_first_call(own[0])
         findings += probe.measure_memory(own[0])
     return findings
+
+
+def _by_op(cases: Sequence[Case]) -> list[list[Case]]:
+    ops = dict.fromkeys(case.op for case in cases)
+    return [[case for case in cases if case.op == op] for op in ops]
 
 
 def _least(cases: Sequence[Case]) -> Case:

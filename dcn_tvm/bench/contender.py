@@ -44,7 +44,7 @@ class Contender:
     Attributes:
         name: what the tables call it.
         role: "ours"; "peer", the same function by others; "baseline", to whose time all others are
-            related; "floor", another function of the same FLOPs; "rest", what the network mode
+            related; "floor", another function that does as much; "rest", what the network mode
             does beside the op.
         package: the distribution whose version a row states.
         settings: the settings it takes part in.
@@ -52,6 +52,7 @@ class Contender:
             output and, in the backward mode, the gradients.
         install: how to get it.
         imports: the modules that must be importable.
+        serves: whether it can do a case at all; it takes no part in the others.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Contender:
     prepare: Callable[[Case, Setting], Call]
     install: str
     imports: tuple[str, ...] = ()
+    serves: Callable[[Case], bool] = lambda case: True
 
     def absent_because(self) -> str | None:
         """Return why the contender cannot run here, or None if it can."""
@@ -96,6 +98,10 @@ class OpBench:
         flops: floating-point operations of a case in a mode.
         shrink: the same channels on a tiny image: the same kernels, next to no work.
         output_bytes: size of the float32 result.
+        bytes_moved: what a case must read and write at least in a setting, each tensor once in
+            every direction that it has to go.
+        judged: the case on which the oracle is asked, by the same kernels: a smaller one where the
+            oracle would take too long. Then all of the case is only compared among contenders.
     """
 
     contenders: tuple[Contender, ...]
@@ -103,14 +109,17 @@ class OpBench:
     flops: Callable[[Case, Mode], int]
     shrink: Callable[[Case], Case]
     output_bytes: Callable[[Case], int]
+    bytes_moved: Callable[[Case, Setting], int]
+    judged: Callable[[Case], Case] = lambda case: case
 
     def contender(self, name: str) -> Contender:
         """Return the contender called `name`."""
         return next(contender for contender in self.contenders if contender.name == name)
 
-    def present(self) -> tuple[Contender, ...]:
-        """Return the contenders that can run here."""
-        return tuple(c for c in self.contenders if c.absent_because() is None)
+    def present(self, case: Case | None = None) -> tuple[Contender, ...]:
+        """Return the contenders that can run here, and, if a case is given, can do it."""
+        able = (c for c in self.contenders if case is None or c.serves(case))
+        return tuple(c for c in able if c.absent_because() is None)
 
     def absent(self) -> dict[str, str]:
         """Return, for each contender that cannot run here, why not and how to get it."""

@@ -248,6 +248,25 @@ def _flops(case: Case, mode: Mode) -> int:
     return forward * (3 if mode == "forward+backward" else 1)
 
 
+def _bytes_moved(case: Case, setting: Setting) -> int:
+    """Return the bytes of all tensors; backward reads them again and writes as many gradients.
+
+    In the network mode each 1×1 convolution reads a map and its filters and writes a map.
+    """
+    g = Geometry.of(case)
+    maps = g.batch * math.prod(g.map_size) * g.in_channels
+    offset = g.pixels * 2 * g.offset_groups * g.taps
+    weight = g.out_channels * (g.in_channels * g.taps + 1)  # and the bias
+    inputs, output = maps + offset + weight, g.pixels * g.out_channels
+    elements = inputs + output
+    if setting.mode == "forward+backward":
+        elements += 2 * inputs + output
+    if setting.mode == "network":
+        elements += 2 * (maps + output) + g.in_channels**2 + g.out_channels**2
+    itemsize: int = getattr(torch, setting.dtype).itemsize
+    return elements * itemsize
+
+
 def _shrink(case: Case) -> Case:
     return case.resized(batch=1, height=SHRUNK_PIXELS, width=SHRUNK_PIXELS)
 
@@ -289,4 +308,5 @@ BENCH = OpBench(
     flops=_flops,
     shrink=_shrink,
     output_bytes=_output_bytes,
+    bytes_moved=_bytes_moved,
 )

@@ -30,7 +30,8 @@ def measure_overhead(case: Case) -> Finding:
         torch.set_num_threads(threads)
     full, bare = timings["call"].rounds, timings["bare"].rounds
     overhead_us = statistics.median(full[r] - bare[r] for r in full.keys() & bare.keys())
-    return Finding("call overhead beyond the kernel", ours.name, tiny.label, overhead_us, "us")
+    problem = f"{tiny.op} {tiny.label}"
+    return Finding("call overhead beyond the kernel", ours.name, problem, overhead_us, "us")
 
 
 def _bare(call: Call) -> Callable[[], None]:

@@ -50,7 +50,7 @@ def measure_imports() -> list[Finding]:
 
 def measure_first_call(case: Case) -> list[Finding]:
     """Return the seconds of the first call in a process when its kernels are on disk."""
-    ours = [c.name for c in bench_of(case.op).present() if c.role == "ours"]
+    ours = [c.name for c in bench_of(case.op).present(case) if c.role == "ours"]
     return [_finding("first call, warm disk cache", "first_call", case, name, "s") for name in ours]
 
 
@@ -61,7 +61,7 @@ def measure_memory(case: Case) -> list[Finding]:
     """
     if not Path("/proc/self/clear_refs").exists():
         return []
-    names = [c.name for c in bench_of(case.op).present() if c.same_function]
+    names = [c.name for c in bench_of(case.op).present(case) if c.same_function]
     return [
         _finding("peak memory beyond inputs and output", "memory", case, name, "MiB")
         for name in names
@@ -72,7 +72,9 @@ def _finding(what: str, probe: str, case: Case, contender: str, unit: str) -> Fi
     threads = str(torch.get_num_threads())
     arguments = ["-m", __name__, probe, case.op, json.dumps(dict(case.sizes)), contender, threads]
     environment = MALLOC if probe == "memory" else {}
-    return Finding(what, contender, case.label, float(_python(arguments, environment)), unit)
+    return Finding(
+        what, contender, f"{case.op} {case.label}", float(_python(arguments, environment)), unit
+    )
 
 
 def _python(arguments: list[str], environment: dict[str, str]) -> str:
@@ -108,7 +110,8 @@ def _memory(prepare: Callable[[Case, Setting], Call], case: Case) -> float:
     results = call()
     peak = _status_kib("VmHWM")
     del results
-    return (peak - before) / 1024 - bench.output_bytes(case) / 2**20
+    # Less than the output is allocated by what fills the same one in every call.
+    return max(0.0, (peak - before) / 1024 - bench.output_bytes(case) / 2**20)
 
 
 def _status_kib(name: str) -> int:

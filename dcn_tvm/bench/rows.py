@@ -6,6 +6,7 @@ import datetime
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dcn_tvm.bench.contender import Contender, Setting
 from dcn_tvm.measure import Timing
@@ -17,8 +18,9 @@ from dcn_tvm.suites import Case
 class Row:
     """One provider's time for one problem in one setting, and where and when it was taken.
 
-    `ratio` relates the time to the baseline's in the same memory format, the baseline's own times
-    to its contiguous one; in the network mode both without the time of the other ops.
+    `ratio` relates the time to the baseline's in the same memory format, if it has that, the
+    baseline's own times to its contiguous one; in the network mode both without the time of the
+    other ops. `gbyte_per_s` counts the bytes that the op must move at least, in the row's dtype.
     """
 
     op: str
@@ -34,6 +36,7 @@ class Row:
     p80_us: float
     rounds: int
     gflop_per_s: float
+    gbyte_per_s: float
     ratio: float | None
     device: str
     threads: int
@@ -48,12 +51,19 @@ class Row:
         return self.provider + dtypes[self.dtype] + formats[self.memory_format]
 
 
+class Work(NamedTuple):
+    """What one call does: operations, and the bytes it must move at least."""
+
+    flops: int
+    bytes_moved: int
+
+
 def make_row(
     contender: Contender,
-    case: Case,
     setting: Setting,
+    case: Case,
     timing: Timing,
-    flops: int,
+    work: Work,
     ratio: float | None,
     machine: Machine,
 ) -> Row:
@@ -71,7 +81,8 @@ def make_row(
         p20_us=timing.p20_us,
         p80_us=timing.p80_us,
         rounds=len(timing.rounds),
-        gflop_per_s=flops / timing.median_us / 1e3,
+        gflop_per_s=work.flops / timing.median_us / 1e3,
+        gbyte_per_s=work.bytes_moved / timing.median_us / 1e3,
         ratio=ratio,
         device=machine.device,
         threads=machine.threads,
@@ -89,6 +100,7 @@ class Mean:
     mean: float
     worst: float
     worst_problem: str
+    problems: int
 
 
 def variants(rows: Iterable[Row]) -> list[str]:
@@ -105,23 +117,28 @@ def mean_ratio(rows: Iterable[Row], variant: str) -> float | None:
 def speedups(rows: Sequence[Row]) -> list[Mean]:
     """Return how many times faster each of our variants is than each peer, by the medians.
 
-    The rows must be of one mode.
+    The rows must be of one mode. A mean is over the problems that the peer can do.
     """
     ours = variants(row for row in rows if row.role == "ours" and row.dtype == "float32")
     peers = variants(row for row in rows if row.role == "peer")
-    return [_speedup(rows, variant, peer) for variant in ours for peer in peers]
+    means = (_speedup(rows, variant, peer) for variant in ours for peer in peers)
+    return [mean for mean in means if mean is not None]
 
 
 def half_speedups(rows: Sequence[Row]) -> list[Mean]:
     """Return how many times faster our bfloat16 is than our float32; rows of one mode."""
     halves = variants(row for row in rows if row.role == "ours" and row.dtype == "bfloat16")
-    return [_speedup(rows, half, half.replace(" bf16", "")) for half in halves]
+    means = (_speedup(rows, half, half.replace(" bf16", "")) for half in halves)
+    return [mean for mean in means if mean is not None]
 
 
-def _speedup(rows: Sequence[Row], variant: str, against: str) -> Mean:
+def _speedup(rows: Sequence[Row], variant: str, against: str) -> Mean | None:
+    """Return the mean over the problems of both, None if they share none."""
     times = {(row.variant, row.problem): row.median_us for row in rows}
     problems = [p for v, p in times if v == variant and (against, p) in times]
     ratios = {p: times[against, p] / times[variant, p] for p in problems}
+    if not ratios:
+        return None
     worst = min(ratios, key=lambda problem: ratios[problem])
     mean = statistics.geometric_mean(ratios.values())
-    return Mean(variant, against, mean, ratios[worst], worst)
+    return Mean(variant, against, mean, ratios[worst], worst, len(ratios))

@@ -47,7 +47,7 @@ def grids(results: Results) -> list[Grid]:
         for title, rows in results.modes().items()
         for mean in [*speedups(rows), *half_speedups(rows)]
     ]
-    header = ["mode", "ours", "against", "times as fast", "at the least", "where"]
+    header = ["mode", "ours", "against", "times as fast", "at the least", "where", "problems"]
     findings = [
         [f.what, f.provider, f.problem, f"{f.value:.4g} {f.unit}"] for f in results.findings
     ]
@@ -77,7 +77,7 @@ def _time_cell(row: Row) -> str:
 
 
 def _mean_cells(mean: Mean) -> list[str]:
-    return [f"{mean.mean:.2f}", f"{mean.worst:.2f}", mean.worst_problem]
+    return [f"{mean.mean:.2f}", f"{mean.worst:.2f}", mean.worst_problem, str(mean.problems)]
 
 
 def _unless_empty(title: str, header: list[str], lines: list[list[str]]) -> list[Grid]:

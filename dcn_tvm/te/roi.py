@@ -179,7 +179,25 @@ class Frame:
         """Whether a lane of a block is a channel; None if all are."""
         return (lambda lane: self.exists(block, lane)) if self.padded else None
 
+    def map_index(self, at: tuple[Expr, ...], pixel: Expr, lane: Expr) -> list[Expr]:
+        """Where the map itself holds a lane of block `at`."""
+        return self.index(at[0], self.output_channel(at[2], lane) * self.groups + at[1], pixel)
+
     # -- boxes -------------------------------------------------------------------------------
+
+    def covered(self, image: te.Tensor, size: te.Tensor) -> te.Tensor:
+        """[image]: pixels that its boxes cover, each box counted by itself."""
+        k = te.reduce_axis((0, self.boxes_count), "box")
+
+        def area(n: Expr) -> Expr:
+            sides = [
+                te.max(te.min(size[k, a], self.real(s)), self.const(0))
+                for a, s in enumerate((self.h, self.w))
+            ]
+            here = image[k] == n.astype("int32")
+            return te.sum(tirx.if_then_else(here, sides[0] * sides[1], self.const(0)), axis=[k])
+
+        return te.compute((self.n,), area, name="covered")
 
     def image_of(self, boxes: te.Tensor) -> te.Tensor:
         """[box]: its image; clamped, so that nothing else is ever read."""

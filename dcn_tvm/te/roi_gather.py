@@ -42,9 +42,7 @@ class Forward(Walk):
                 if self.tiled or (g.padded and not self.collected):
                     bins = g.bins[0] * g.bins[1] if self.tiled else 1
                     self.tile = T.sblock_alloc_buffer((bins, g.width), g.problem.accumulate)
-                rows = self.rows(ins[0], at)
-                with self.each_group(at) as each:
-                    self.boxes(each, only, lambda k: self._box(rows, outs[0], each, k))
+                self._pool(ins[0], outs[0], at, only)
 
         if not self.collected:
             shape, dtype = g.output_shape(), g.problem.dtype
@@ -64,6 +62,20 @@ class Forward(Walk):
 
         return nest.nest([g.output_shape()], [pooled], turn, "output", [g.problem.dtype])[0]
 
+    def _pool(self, source: Any, output: Any, at: At, only: Expr | None) -> None:
+        def all_boxes(rows: Any, *, few: bool) -> None:
+            with self.each_group(at) as each:
+                self.boxes(each, only, lambda k: self._box(rows, output, each, k, few=few))
+
+        if not self.g.owned:
+            all_boxes(source, few=False)
+            return
+        with T.If(self.few(at)):
+            with T.Then():
+                all_boxes(source, few=True)
+            with T.Else():
+                all_boxes(self.rows(source, at), few=False)
+
     def _turn_out(self, output: Any, k: Expr, block: Expr, load: Load) -> None:
         """A block's bins, `load(bin, lane)`, to the planes of its channels."""
         g = self.g
@@ -76,15 +88,16 @@ class Forward(Walk):
         bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
         self.turner.turn(bins, width, load, store, store_if=g.guard(block))
 
-    def _box(self, rows: Any, output: Any, at: At, k: Expr) -> None:
-
+    def _box(self, rows: Any, output: Any, at: At, k: Expr, *, few: bool) -> None:
         def visit(y: Place, x: Place) -> None:
             self.inverse(y, x)
-            if self.maximum:
-                self._largest(rows, at, y, x)
-            else:
-                self._sum(rows, at, y, x)
-            self._store(output, at, y, x)
+            with self.each_lane(at, few=few):
+                if self.maximum:
+                    self._largest(rows, at, y, x)
+                else:
+                    self._sum(rows, at, y, x)
+                self._store(output, at, y, x)
+            self._copy(output, at, y, x)
 
         self.bins(at, k, visit)
         if self.tiled:
@@ -99,17 +112,15 @@ class Forward(Walk):
                 self.real["share"] = self.real["share_y"] * self.rule.shares[1][x.slot, j]
 
             def add(v: Expr, lane: Expr) -> None:
-                value = g.real(rows[tuple(g.row_index(rows, at, pixel, v * self.lanes + lane))])
+                value = self.read(rows, at, pixel, self.lane(v, lane))
                 if self.rule.weighted:
                     value = value * self.real["share"]
-                T.buffer_store(sums, sums[v, lane] + value, [v, lane])
+                sums.store(v, lane, sums[v, lane] + value)
 
             self.vector(add)
 
         self.entries(y, x, visit)
-        self.vector(
-            lambda v, lane: T.buffer_store(sums, sums[v, lane] * self.real["inverse"], [v, lane])
-        )
+        self.vector(lambda v, lane: sums.store(v, lane, sums[v, lane] * self.real["inverse"]))
 
     def _largest(self, rows: Any, at: At, y: Place, x: Place) -> None:
         g, sums = self.g, self.sums
@@ -117,20 +128,16 @@ class Forward(Walk):
 
         def visit(pixel: Expr, i: Expr, j: Expr) -> None:
             def compare(v: Expr, lane: Expr) -> None:
-                value = g.real(rows[tuple(g.row_index(rows, at, pixel, v * self.lanes + lane))])
+                value = self.read(rows, at, pixel, self.lane(v, lane))
                 kept = sums[v, lane]
-                T.buffer_store(sums, unless_larger(g, kept, value, kept, value), [v, lane])
+                sums.store(v, lane, unless_larger(g, kept, value, kept, value))
 
             self.vector(compare)
 
         self.entries(y, x, visit)
         empty = tirx.any(self.rule.count[0][y.slot] == 0, self.rule.count[1][x.slot] == 0)
         poison = self.buffers["poison"][y.k]
-        self.vector(
-            lambda v, lane: T.buffer_store(
-                sums, tirx.Select(empty, poison, sums[v, lane]), [v, lane]
-            )
-        )
+        self.vector(lambda v, lane: sums.store(v, lane, tirx.Select(empty, poison, sums[v, lane])))
 
     def _store(self, output: Any, at: At, y: Place, x: Place) -> None:
         g, place = self.g, y.bin * self.g.bins[1] + x.bin
@@ -149,10 +156,15 @@ class Forward(Walk):
 
         def store(v: Expr, lane: Expr) -> None:
             value = self.sums[v, lane].astype(str(target.dtype))
-            T.buffer_store(target, value, where(v * self.lanes + lane))
+            T.buffer_store(target, value, where(self.lane(v, lane)))
 
         self.vector(store)
-        if self.tile is not None and not self.tiled:
-            with T.serial(int64(0), self.limit(at[2])) as lane:
-                index = g.index(y.k, g.output_channel(at[2], lane), place)
-                T.buffer_store(output, self.tile[0, lane].astype(g.problem.dtype), index)
+
+    def _copy(self, output: Any, at: At, y: Place, x: Place) -> None:
+        """The lanes that are channels, where a vector of them would write beyond the class."""
+        g, place = self.g, y.bin * self.g.bins[1] + x.bin
+        if self.tile is None or self.tiled:
+            return
+        with T.serial(int64(0), self.limit(at[2])) as lane:
+            index = g.index(y.k, g.output_channel(at[2], lane), place)
+            T.buffer_store(output, self.tile[0, lane].astype(g.problem.dtype), index)

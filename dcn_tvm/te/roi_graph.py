@@ -54,8 +54,11 @@ def backward(
 def _stages(
     g: Frame, rule: Rule, boxes: te.Tensor, offset: te.Tensor | None
 ) -> dict[str, te.Tensor]:
+    image = g.image_of(boxes)
     given = {} if offset is None else {"offset": offset}
-    return {"image": g.image_of(boxes), **rule.stages, **given}
+    if g.owned:
+        given["covered"] = g.covered(image, rule.box.size)
+    return {"image": image, **rule.stages, **given}
 
 
 def _scalars(g: Frame) -> list[Any]:

@@ -12,7 +12,7 @@ from dcn_tvm.te import nest
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
 from dcn_tvm.te.roi_bins import Place, Rule
-from dcn_tvm.te.roi_walk import At, Walk, bins_of, block_of, unless_larger, whole
+from dcn_tvm.te.roi_walk import At, Registers, Walk, bins_of, block_of, unless_larger, whole
 from dcn_tvm.te.turn import Store, Turner, cast
 
 
@@ -154,12 +154,6 @@ class Backward(Walk):
             self.open()
             self.grads = self.registers()
             self.moves = moves
-            self.source: Any = None if rows is None else self.rows(rows, at)
-            self.target: Any = scattered
-            if scattered is not None:
-                if g.owned:
-                    self.target = self.own_rows()
-                self._zero(at)
             if self.slopes:
                 self.dots = [self.registers(), self.registers()]
                 self._open_folds()
@@ -169,20 +163,51 @@ class Backward(Walk):
             if self.tiled:
                 shape = (g.bins[0] * g.bins[1], g.width)
                 self.tile = T.sblock_alloc_buffer(shape, g.problem.accumulate)
-            with self.each_group(at) as each:
-                self.boxes(each, None, lambda k: self._box(grads, each, k))
-            if scattered is not None and g.owned:
-                self._turn(scattered, at)
+            # Sums are not kept in a half type, so there the rows are always a worker's own.
+            if not g.owned:
+                self._all_boxes(grads, rows, scattered, at, few=False)
+            elif g.problem.dtype != g.problem.accumulate:
+                self._turned(grads, rows, scattered, at)
+            else:
+                with T.If(self.few(at)):
+                    with T.Then():
+                        self._all_boxes(grads, rows, scattered, at, few=True)
+                    with T.Else():
+                        self._turned(grads, rows, scattered, at)
 
-    def _zero(self, at: At) -> None:
+    def _turned(self, grads: Any, rows: Any | None, scattered: Any | None, at: At) -> None:
+        source = None if rows is None else self.rows(rows, at)
+        target = None if scattered is None else self.own_rows()
+        self._all_boxes(grads, source, target, at, few=False)
+        if scattered is not None:
+            self._turn(scattered, at)
+
+    def _all_boxes(
+        self, grads: Any, source: Any | None, target: Any | None, at: At, *, few: bool
+    ) -> None:
+        self.source: Any = source
+        self.target: Any = target
+        if target is not None:
+            self._zero(at, few=few)
+        with self.each_group(at) as each:
+            self.boxes(each, None, lambda k: self._box(grads, each, k, few=few))
+
+    def _target_index(self, at: At, pixel: Expr, v: Expr, lane: Expr) -> list[Expr]:
+        if self.single is not None:
+            return self.g.map_index(at, pixel, self.single)
+        return self.g.row_index(self.target, at, pixel, v * self.lanes + lane)
+
+    def _zero(self, at: At, *, few: bool) -> None:
         g = self.g
-        with self.each_group(at) as each, T.serial(int64(0), g.h * g.w) as pixel:
+        with self.each_group(at) as each, self.each_lane(each, few=few):
+            with T.serial(int64(0), g.h * g.w) as pixel:
 
-            def store(v: Expr, lane: Expr) -> None:
-                index = g.row_index(self.target, each, pixel, v * self.lanes + lane)
-                T.buffer_store(self.target, g.const(0), index)
+                def store(v: Expr, lane: Expr) -> None:
+                    T.buffer_store(
+                        self.target, g.const(0), self._target_index(each, pixel, v, lane)
+                    )
 
-            self.vector(store)
+                self.vector(store)
 
     def _turn(self, scattered: Any, at: At) -> None:
         """A worker's rows back to the map."""
@@ -212,43 +237,52 @@ class Backward(Walk):
             ),
         )
 
-    def _box(self, grads: Any, at: At, k: Expr) -> None:
+    def _box(self, grads: Any, at: At, k: Expr, *, few: bool) -> None:
         if self.tiled:
 
             def store(place: Expr, lane: Expr, value: Expr) -> None:
                 T.buffer_store(self.tile, value, [place, lane])
 
             self._turn_in(grads, k, at[2], store)
-        self.bins(at, k, lambda y, x: self._bin(grads, at, y, x))
+        self.bins(at, k, lambda y, x: self._bin(grads, at, y, x, few=few))
 
-    def _bin(self, grads: Any, at: At, y: Place, x: Place) -> None:
-        g, place = self.g, y.bin * self.g.bins[1] + x.bin
+    def _bin(self, grads: Any, at: At, y: Place, x: Place, *, few: bool) -> None:
+        place = y.bin * self.g.bins[1] + x.bin
         self.inverse(y, x)
+        if self.slopes and few:
+            self._clear_products()
+        with self.each_lane(at, few=few):
+            self._load(grads, at, y.k, place)
+            if self.maximum:
+                self._scatter_to_largest(at, y, x)
+            elif self.target is not None:
+                self._scatter(at, y, x)
+            if self.slopes:
+                self._dots(at, y, x)
+        if self.slopes:
+            self._store_dots(at, y.k, place)
+
+    def _load(self, grads: Any, at: At, k: Expr, place: Expr) -> None:
+        """The gradient of a bin, its share of the mean already taken."""
+        g = self.g
 
         def load(v: Expr, lane: Expr) -> None:
-            local = v * self.lanes + lane
+            local = self.lane(v, lane)
             if self.tiled:
                 value = self.tile[place, local]
             elif self.collected:
-                value = grads[at[2], place, y.k, local]
+                value = grads[at[2], place, k, local]
             else:
-                value = g.real(grads[tuple(g.index(y.k, at[2] * g.width + local, place))])
+                value = g.real(grads[tuple(g.index(k, at[2] * g.width + local, place))])
             if not self.maximum:
                 value = value * self.real["inverse"]
-            T.buffer_store(self.grads, value, [v, lane])
+            self.grads.store(v, lane, value)
 
         self.vector(load)
-        if self.maximum:
-            self._scatter_to_largest(at, y, x)
-            return
-        if self.target is not None:
-            self._scatter(at, y, x)
-        if self.slopes:
-            self._dots(at, y, x, place)
 
     def _add(self, at: At, pixel: Expr, value: Any) -> None:
         def add(v: Expr, lane: Expr) -> None:
-            index = self.g.row_index(self.target, at, pixel, v * self.lanes + lane)
+            index = self._target_index(at, pixel, v, lane)
             T.buffer_store(self.target, self.target[tuple(index)] + value(v, lane), index)
 
         self.vector(add)
@@ -263,10 +297,6 @@ class Backward(Walk):
 
         self.entries(y, x, visit)
 
-    def _row(self, at: At, pixel: Expr, v: Expr, lane: Expr) -> Expr:
-        index = self.g.row_index(self.source, at, pixel, v * self.lanes + lane)
-        return self.g.real(self.source[tuple(index)])
-
     def _scatter_to_largest(self, at: At, y: Place, x: Place) -> None:
         """Find the largest pixel of each lane again, then add to where it is."""
         g = self.g
@@ -279,11 +309,14 @@ class Backward(Walk):
             self.whole["pixel"] = pixel.astype("int32")
 
             def compare(v: Expr, lane: Expr) -> None:
-                value, kept = self._row(at, pixel, v, lane), self.largest[v, lane]
+                value, kept = (
+                    self.read(self.source, at, pixel, self.lane(v, lane)),
+                    self.largest[v, lane],
+                )
                 place = self.places[v, lane]
                 moved = unless_larger(g, kept, value, place, self.whole["pixel"])
-                T.buffer_store(self.places, moved, [v, lane])
-                T.buffer_store(self.largest, unless_larger(g, kept, value, kept, value), [v, lane])
+                self.places.store(v, lane, moved)
+                self.largest.store(v, lane, unless_larger(g, kept, value, kept, value))
 
             self.vector(compare)
 
@@ -300,8 +333,8 @@ class Backward(Walk):
 
     # -- dots --------------------------------------------------------------------------------
 
-    def _dots(self, at: At, y: Place, x: Place, place: Expr) -> None:
-        """d(mean)/d(shift) along both axes: the slopes of one with the shares of the other."""
+    def _dots(self, at: At, y: Place, x: Place) -> None:
+        """Gradient times d(mean)/d(shift): slopes along one axis, shares along the other."""
         g, rule = self.g, self.rule
         for dots in self.dots:
             self.fill_with(dots, g.const(0))
@@ -311,37 +344,48 @@ class Backward(Walk):
             self.real["share_x"] = self.real["share_y"] * rule.slopes[1][x.slot, j]
             for dots, name in zip(self.dots, ("share", "share_x"), strict=True):
 
-                def add(v: Expr, lane: Expr, dots: Any = dots, name: str = name) -> None:
-                    value = dots[v, lane] + self.real[name] * self._row(at, pixel, v, lane)
-                    T.buffer_store(dots, value, [v, lane])
+                def add(v: Expr, lane: Expr, dots: Registers = dots, name: str = name) -> None:
+                    value = self.read(self.source, at, pixel, self.lane(v, lane))
+                    dots.store(v, lane, dots[v, lane] + self.real[name] * value)
 
                 self.vector(add)
 
         self.entries(y, x, visit)
-        for axis, dots in enumerate(self.dots):
-            self._fold(dots)
-            moved = self.scaled(y.k, axis, self._folded())
-            T.buffer_store(self.moves, moved, [at[2], y.k, axis, place])
+        for dots, products in zip(self.dots, self.products, strict=True):
+
+            def multiply(v: Expr, lane: Expr, dots: Registers = dots, to: Any = products) -> None:
+                where = self.lane(v, lane)
+                value = dots[v, lane] * self.grads[v, lane]
+                T.buffer_store(to, value, [where // self.lanes, where % self.lanes])
+
+            self.vector(multiply)
 
     def _open_folds(self) -> None:
-        """The vectors' sum in memory on purpose: from a register LLVM folds lanes one by one."""
-        dtype = self.g.problem.accumulate
+        """Products in memory on purpose: from a register LLVM folds its lanes one by one."""
+        dtype, shape = self.g.problem.accumulate, (self.vectors, self.lanes)
+        self.products = [T.sblock_alloc_buffer(shape, dtype) for _ in range(2)]
         self.folds = [T.sblock_alloc_buffer((self.lanes,), dtype)]
         for level in range(1, self.lanes.bit_length()):
             half = (self.lanes >> level,)
             self.folds.append(T.sblock_alloc_buffer(half, dtype, scope="local"))
 
-    def _fold(self, dots: Any) -> None:
-        """Add up the gradient times `dots`, over vectors and then over lanes in halves."""
-        with T.vectorized(0, self.lanes) as lane:
-            total = dots[0, lane] * self.grads[0, lane]
-            for v in range(1, self.vectors):
-                total = total + dots[v, lane] * self.grads[v, lane]
-            T.buffer_store(self.folds[0], total, [lane])
-        for source, target in zip(self.folds, self.folds[1:], strict=False):
-            half = int(target.shape[0])
-            with T.vectorized(0, half) as lane:
-                T.buffer_store(target, source[lane] + source[lane + half], [lane])
+    def _clear_products(self) -> None:
+        """Lanes that are no channels are not walked over, but added up."""
+        for products in self.products:
+            with T.unroll(0, self.vectors) as v, T.vectorized(0, self.lanes) as lane:
+                T.buffer_store(products, self.g.const(0), [v, lane])
 
-    def _folded(self) -> Expr:
-        return self.folds[-1][0]
+    def _store_dots(self, at: At, k: Expr, place: Expr) -> None:
+        """Add up the products, over vectors and then over lanes in halves."""
+        for axis, products in enumerate(self.products):
+            with T.vectorized(0, self.lanes) as lane:
+                total = products[0, lane]
+                for v in range(1, self.vectors):
+                    total = total + products[v, lane]
+                T.buffer_store(self.folds[0], total, [lane])
+            for source, target in zip(self.folds, self.folds[1:], strict=False):
+                half = int(target.shape[0])
+                with T.vectorized(0, half) as lane:
+                    T.buffer_store(target, source[lane] + source[lane + half], [lane])
+            moved = self.scaled(k, axis, self.folds[-1][0])
+            T.buffer_store(self.moves, moved, [at[2], k, axis, place])

@@ -19,16 +19,21 @@ from dcn_tvm.te.roi_bins import Buffers, Cells, Place, Rule
 from dcn_tvm.te.turn import Turner, cast
 
 At = tuple[Expr, Expr, Expr]  # image, group, block
-Visit = Callable[[Expr, Expr, Expr, Expr], None]
+FEW = 4  # an image's boxes are few if they cover less than 1 / FEW of it
 
 
 class Walk:
-    """Emits the loops of a worker down to the pixels of a bin, which a nest then visits."""
+    """Emits the loops of a worker down to the pixels of a bin, which a nest then visits.
+
+    A worker that turns a map to rows does so for nothing where its image has few boxes: then it
+    reads and writes the map itself, one lane after the other, with the same arithmetic.
+    """
 
     def __init__(self, g: Frame, rule: Rule, *, slopes: bool = False) -> None:
         self.g, self.rule, self.slopes = g, rule, slopes
         self.lanes, self.vectors = g.tiling.lanes, g.tiling.vectors
         self.buffers: Buffers = {}
+        self.single: Expr | None = None  # the lane that is walked over, else all are
         # Bins that do not move share their columns: each of a box is made once.
         self.shared_columns = g.groups == 1 and not g.problem.moves
 
@@ -124,6 +129,11 @@ class Walk:
         with T.serial(int64(0), g.h * g.w) as pixel:
             groups(pixel, te.min(int64(g.together), g.groups - at[1]))
 
+    def few(self, at: At) -> Expr:
+        """Whether the boxes of an image cover too little of it to turn the map for them."""
+        g = self.g
+        return self.buffers["covered"][at[0]] * g.const(FEW) < g.real(g.h * g.w)
+
     def boxes(self, at: At, only: Expr | None, visit: Callable[[Expr], None]) -> None:
         """Visit the boxes of a worker: one, or all of its image."""
         if only is not None:
@@ -197,17 +207,41 @@ class Walk:
 
     def vector(self, emit: Callable[[Expr, Expr], None]) -> None:
         """Emit a statement for each lane of a block: `emit(vector, lane)`, vectors unrolled."""
+        if self.single is not None:
+            emit(int64(0), int64(0))
+            return
         with T.unroll(0, self.vectors) as v, T.vectorized(0, self.lanes) as lane:
             emit(v, lane)
 
-    def fill_with(self, buffer: Any, value: Expr) -> None:
-        """Set a block of numbers in registers."""
-        self.vector(lambda v, lane: T.buffer_store(buffer, value, [v, lane]))
+    def lane(self, v: Expr, lane: Expr) -> Expr:
+        """Lane of the block."""
+        return v * self.lanes + lane if self.single is None else self.single
 
-    def registers(self, dtype: str | None = None) -> Any:
+    @contextmanager
+    def each_lane(self, at: At, *, few: bool) -> Iterator[None]:
+        """All lanes of a block at once; where boxes are few, one after the other."""
+        if not few:
+            yield
+            return
+        with T.serial(int64(0), self.limit(at[2])) as lane:
+            self.single = lane
+            yield
+            self.single = None
+
+    def fill_with(self, registers: Registers, value: Expr) -> None:
+        """Set a block of numbers in registers."""
+        self.vector(lambda v, lane: registers.store(v, lane, value))
+
+    def registers(self, dtype: str | None = None) -> Registers:
         """A block of numbers in registers."""
-        shape = (self.vectors, self.lanes)
-        return T.sblock_alloc_buffer(shape, dtype or self.g.problem.accumulate, scope="local")
+        return Registers(self, dtype or self.g.problem.accumulate)
+
+    def read(self, rows: Any, at: At, pixel: Expr, lane: Expr) -> Expr:
+        """A lane of rows, or of the map where boxes are few."""
+        g = self.g
+        direct = self.single is not None
+        index = g.map_index(at, pixel, lane) if direct else g.row_index(rows, at, pixel, lane)
+        return g.real(rows[tuple(index)])
 
     def limit(self, block: Expr) -> Expr:
         """Lanes of a block that are channels."""
@@ -215,6 +249,25 @@ class Walk:
         if not g.padded:
             return int64(g.width)
         return te.min(int64(g.width), g.problem.depth - (block % g.subs) * g.width)
+
+
+class Registers:
+    """A block of numbers, and one for the lane that is walked over."""
+
+    def __init__(self, walk: Walk, dtype: str) -> None:
+        self._walk = walk
+        self._all = T.sblock_alloc_buffer((walk.vectors, walk.lanes), dtype, scope="local")
+        self._one = T.sblock_alloc_buffer((1,), dtype, scope="local")
+
+    def __getitem__(self, at: tuple[Expr, Expr]) -> Expr:
+        return self._all[at] if self._walk.single is None else self._one[0]
+
+    def store(self, v: Expr, lane: Expr, value: Expr) -> None:
+        """Emit a store."""
+        if self._walk.single is None:
+            T.buffer_store(self._all, value, [v, lane])
+        else:
+            T.buffer_store(self._one, value, [0])
 
 
 def bins_of(group: Expr, bins: int, groups: int) -> tuple[Expr, Expr]:

@@ -1,13 +1,13 @@
-"""Layers: deformable convolution with given offsets, and with offsets that it makes itself."""
+"""Deformable convolution with given offsets, and with offsets that it makes itself."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from dcn_tvm.functional import deform_conv2d
+from dcn_tvm.functional.deform_conv2d import deform_conv2d
 
 _Size = int | tuple[int, int]
 
@@ -224,6 +224,10 @@ class DeformConv2dPack(_Filter):
         offset, mask = moves.tensor_split([self.offset_channels], dim=1)
         return self._convolve(input, offset, mask.sigmoid())
 
+    def offset_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the offset head, for `parameter_groups`."""
+        return self.conv_offset.parameters()
+
     def extra_repr(self) -> str:
         """Return the arguments that differ from the defaults."""
         own = {"offset_groups": 1, "modulated": False}
@@ -233,41 +237,6 @@ class DeformConv2dPack(_Filter):
             if getattr(self, name) != default
         ]
         return ", ".join([super().extra_repr(), *changed])
-
-
-def parameter_groups(module: nn.Module, lr: float, beta: float = 1.0) -> list[dict[str, Any]]:
-    """Split a network's parameters: offset heads learn at the rate `beta * lr`, the rest at `lr`.
-
-    The multiplier acts on the learning rate and not on the gradient: for plain SGD the two are the
-    same, while Adam would divide a factor on the gradient out again. Each parameter occurs once.
-
-    Args:
-        module: a network that holds `DeformConv2dPack` layers at any depth, or one such layer.
-        lr: learning rate of everything else.
-        beta: multiplier for the offset heads; 1 for the paper's convolutions, 0.1 in DCNv2.
-
-    Returns:
-        Two groups for the constructor of any `torch.optim` optimiser: the rest, the offset heads.
-
-    Raises:
-        ValueError: beta is negative.
-
-    Source: Dai et al., Deformable Convolutional Networks, section 2 ("beta times").
-
-    Example:
-        >>> groups = parameter_groups(DeformConv2dPack(4, 8, 3), lr=0.1, beta=0.5)
-        >>> torch.optim.SGD(groups).param_groups[1]["lr"]
-        0.05
-    """
-    if beta < 0:
-        raise ValueError(f"beta must not be negative, got {beta}")
-    packs = [layer for layer in module.modules() if isinstance(layer, DeformConv2dPack)]
-    heads = {id(p): p for pack in packs for p in pack.conv_offset.parameters()}
-    rest = [p for p in module.parameters() if id(p) not in heads]
-    return [
-        {"params": rest, "lr": lr},
-        {"params": list(heads.values()), "lr": lr * beta},
-    ]
 
 
 def _pair(value: _Size) -> tuple[int, int]:

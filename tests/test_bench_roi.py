@@ -1,0 +1,183 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dcn_tvm import ops
+from dcn_tvm.bench import bench_of, roi
+from dcn_tvm.bench.contender import Setting
+from dcn_tvm.bench.roi import arguments, boxes_of, gradient_of, problem_of
+from dcn_tvm.bench.runner import run
+from dcn_tvm.suites import SUITES, Case
+
+ROI_OPS = [name for name in SUITES if "roi" in name]
+CASES = [case for name in ROI_OPS for case in SUITES[name]]
+TINY_MAP = {"height": 5, "width": 6, "boxes": 3}
+
+
+def tiny(case: Case) -> Case:
+    """Return the case with so few channels that its kernels are soon compiled, on a tiny map."""
+    problem = problem_of(case)
+    channels = 2 * problem.classes * math.prod(problem.groups)
+    return bench_of(case.op).shrink(case).resized(channels=channels)
+
+
+def test_every_op_has_a_suite_and_a_benchmark() -> None:
+    assert list(SUITES) == list(ops.registry())
+    assert all(bench_of(op).contenders for op in SUITES)
+
+
+def free_sizes(op: str, **options: object) -> list[tuple[int, ...]]:
+    names = ("channels", "height", "width", "boxes", "stride")
+    return [
+        tuple(case.integer(name) for name in names)
+        for case in SUITES[op]
+        if options.items() <= case.sizes.items()
+    ]
+
+
+def test_the_suites_are_the_agreed_ones() -> None:
+    detectors = [(c, 38, 63, boxes, 16) for c in (256, 1024) for boxes in (300, 2000)]
+    detectors += [(256, 200, 336, 512, 4)]
+    some = [detectors[0], detectors[-1]]
+    maps = [(classes * 49, 38, 63, 300, 16) for classes in (21, 81)]
+    assert free_sizes("roi_pool", mode="max") == detectors
+    assert free_sizes("roi_pool", mode="avg") == detectors[:1]
+    assert free_sizes("roi_align", sampling_ratio=2) == detectors
+    assert free_sizes("roi_align", sampling_ratio=0) == some
+    assert free_sizes("deform_roi_pool", sampling="paper") == detectors
+    assert free_sizes("deform_roi_pool", sampling="grid", sampling_ratio=2) == some
+    for convention in ("torchvision", "rfcn"):
+        assert free_sizes("ps_roi_pool", convention=convention) == maps
+    assert free_sizes("ps_roi_align", sampling_ratio=2) == maps
+    grid = {"sampling": "grid", "sample_per_part": 4}
+    assert free_sizes("deform_ps_roi_pool", offset_classes=1, **grid) == maps
+    assert free_sizes("deform_ps_roi_pool", offset_classes=21, **grid) == maps[:1]
+    assert free_sizes("deform_ps_roi_pool", sampling="paper") == maps[:1]
+
+
+@pytest.mark.parametrize("op", ROI_OPS)
+def test_every_case_makes_a_legal_problem_and_a_label_of_its_own(op: str) -> None:
+    assert len({case.label for case in SUITES[op]}) == len(SUITES[op])
+    for case in SUITES[op]:
+        assert problem_of(case).output_size == (7, 7)
+        assert case.pair("output_size") == (7, 7)
+
+
+@pytest.mark.parametrize("case", CASES[:5], ids=lambda case: case.label)
+def test_boxes_are_like_proposals_and_off_every_kink(case: Case) -> None:
+    boxes, stride = boxes_of(case), case.integer("stride")
+    assert torch.equal(boxes, boxes_of(case))
+    assert boxes.shape == (case.integer("boxes"), 5)
+    corners = boxes[:, 1:]
+    assert bool((corners * 64 % 2 == 1).all())
+    sides = corners[:, 2:] - corners[:, :2]
+    assert 11.9 < float(sides.min()) < 25
+    assert 200 < float(sides.max()) < 240.1
+    assert 55 < float(sides.log().mean().exp()) < 80  # 76 without clipping
+    ends = torch.tensor([case.integer("width"), case.integer("height")]) * stride
+    assert 0 < float(corners.min())
+    # torchvision's ps_roi_pool has a wrong gradient for what is rounded to the last pixel's end.
+    assert bool(((corners[:, 2:] / stride).round() <= ends / stride - 2).all())
+
+
+def test_arguments_have_the_types_and_formats_that_are_asked_for() -> None:
+    case = tiny(SUITES["deform_roi_pool"][0])
+    plain, half = (arguments(case, d, "channels_last") for d in ("float32", "bfloat16"))
+    for tensors, dtype in ((plain, torch.float32), (half, torch.bfloat16)):
+        assert tensors.offset is not None
+        gradient = gradient_of(case, str(dtype).removeprefix("torch."), "channels_last")
+        assert {t.dtype for t in (tensors.input, tensors.offset, gradient)} == {dtype}
+        for activation in (tensors.input, gradient):
+            assert activation.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain.boxes, half.boxes)
+    assert torch.equal(plain.input, arguments(case, "float32").input)
+    assert plain.offset is not None
+    assert bool((plain.offset * 128 % 2 == 1).all())
+    assert 0.5 < float(plain.offset.std()) < 1.5
+
+
+@pytest.mark.parametrize("op", ROI_OPS)
+def test_contenders_agree_and_their_rows_are_complete(op: str) -> None:
+    case = tiny(SUITES[op][0])
+    rows = run([case], seconds=0.01, min_rounds=1)  # a wrong one would be an error
+    modes = ("forward", "forward+backward")
+    assert {row.mode for row in rows} == set(modes)
+    for row in rows:
+        values = dataclasses.asdict(row)
+        assert all(value is not None and value != "" for value in values.values()), values
+        assert min(row.median_us, row.gflop_per_s, row.gbyte_per_s, row.ratio or 0) > 0
+        assert (row.op, row.problem) == (op, case.label)
+    bench, found = bench_of(op), {(row.provider, row.mode, row.variant) for row in rows}
+    wanted = {("copy", mode, "copy") for mode in modes}
+    wanted |= {("dcn_tvm", mode, f"dcn_tvm{form}") for mode in modes for form in ("", " cl")}
+    wanted |= {("dcn_tvm", "forward", f"dcn_tvm bf16{form}") for form in ("", " cl")}
+    assert wanted <= found
+    assert {name for name, _, _ in found} == {c.name for c in bench.present(case)}
+
+
+def providers(op: str, **options: object) -> set[str]:
+    case = next(case for case in SUITES[op] if options.items() <= case.sizes.items())
+    return {c.name for c in bench_of(op).contenders if c.serves(case)}
+
+
+def test_every_peer_serves_what_it_has() -> None:
+    ours = {"copy", "dcn_tvm"}
+    assert providers("roi_pool", mode="max") == ours | {"torchvision"}
+    assert providers("roi_pool", mode="avg") == ours
+    assert providers("roi_align") == providers("ps_roi_align") == ours | {"torchvision"}
+    assert providers("ps_roi_pool", convention="torchvision") == ours | {"torchvision"}
+    assert providers("ps_roi_pool", convention="rfcn") == ours | {"openvino"}
+    assert providers("deform_roi_pool") == ours | {"plain"}
+    assert providers("deform_ps_roi_pool", sampling="grid") == ours | {"plain", "openvino"}
+    assert providers("deform_ps_roi_pool", sampling="paper") == ours | {"plain"}
+
+
+def test_openvino_agrees_on_its_convention() -> None:
+    case = tiny(next(c for c in SUITES["ps_roi_pool"] if c.text("convention") == "rfcn"))
+    rows = run([case], ["forward"], seconds=0.01, min_rounds=1)
+    providers = {row.provider for row in rows}
+    assert "torchvision" not in providers
+    if bench_of("ps_roi_pool").contender("openvino").absent_because() is None:
+        assert "openvino" in providers
+
+
+def test_the_bytes_of_two_cases_by_hand() -> None:
+    forward, both = Setting("forward"), Setting("forward+backward")
+    pool = SUITES["roi_pool"][0].resized(channels=4, **TINY_MAP)
+    moved = bench_of("roi_pool").bytes_moved
+    input, output, boxes = 4 * 5 * 6, 3 * 4 * 49, 3 * 5
+    assert moved(pool, forward) == 4 * (input + output + boxes)
+    assert moved(pool, both) == 4 * (2 * input + 2 * output + 2 * boxes)
+    deform = SUITES["deform_ps_roi_pool"][0].resized(channels=2 * 49, **TINY_MAP)
+    moved = bench_of("deform_ps_roi_pool").bytes_moved
+    input, output, offset = 2 * 49 * 5 * 6, 3 * 2 * 49, 3 * 2 * 49
+    assert moved(deform, forward) == 4 * (input + output + offset + boxes)
+    # The gradient of the offset reads the map again.
+    assert moved(deform, both) == 4 * (3 * input + 2 * output + 3 * offset + 2 * boxes)
+    half = Setting("forward", "bfloat16")
+    assert moved(deform, half) == 2 * (input + output + offset) + 4 * boxes
+    (target,) = bench_of("deform_ps_roi_pool").contender("copy").prepare(deform, forward)()
+    assert 2 * target.nbytes == pytest.approx(moved(deform, forward), abs=8)
+
+
+def test_flops_are_the_pixels_of_a_mean_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = torch.tensor([[0, 0, 0, 7 * 16 * 2, 7 * 16 * 3], [0, 0, 0, 1, 7 * 16 * 4.0]])
+    monkeypatch.setattr(roi, "boxes_of", lambda case: boxes)
+    for op, passes in (("roi_pool", 2), ("deform_roi_pool", 3)):
+        bench, case = bench_of(op), SUITES[op][0].resized(channels=4, boxes=2)
+        forward = 2 * (2 * 4 * 49) * (2 * 3 + 1 * 4) // 2
+        assert bench.flops(case, "forward") == forward
+        assert bench.flops(case, "forward+backward") == passes * forward
+        assert bench.output_bytes(case) == 4 * 2 * 4 * 49
+
+
+@pytest.mark.parametrize("op", ROI_OPS)
+def test_the_oracle_sees_the_same_kernels_on_less(op: str) -> None:
+    bench = bench_of(op)
+    for case in SUITES[op]:
+        judged = bench.judged(case)
+        assert problem_of(judged) == problem_of(bench.shrink(case)) == problem_of(case)
+        assert (judged.integer("boxes"), judged.integer("height")) == (4, 24)
+        assert bench.judged(bench.shrink(case)) == bench.shrink(case)
