@@ -71,6 +71,8 @@ def _joined(input: Tensor, boxes: Sequence[Tensor]) -> Tensor:
             f"got {len(boxes)}"
         )
     for number, tensor in enumerate(boxes):
+        if not tensor.is_floating_point():
+            raise TypeError(f"boxes must have a floating type, got {tensor.dtype}")
         if tensor.dim() != 2 or tensor.shape[1] != 4:
             raise ValueError(
                 f"boxes of image {number} must be [L, 4], rows of (x1, y1, x2, y2), got shape "

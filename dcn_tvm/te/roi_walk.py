@@ -19,7 +19,7 @@ from dcn_tvm.te.roi_bins import Buffers, Cells, Place, Rule
 from dcn_tvm.te.turn import Turner, cast
 
 At = tuple[Expr, Expr, Expr]  # image, group, block
-FEW = 4  # an image's boxes are few if they cover less than 1 / FEW of it
+FEW = 24  # boxes are few if a lane's bins cover less than 1 / FEW of the image; measured
 
 
 class Walk:
@@ -132,7 +132,8 @@ class Walk:
     def few(self, at: At) -> Expr:
         """Whether the boxes of an image cover too little of it to turn the map for them."""
         g = self.g
-        return self.buffers["covered"][at[0]] * g.const(FEW) < g.real(g.h * g.w)
+        covered = self.buffers["covered"][at[0]] * g.const(FEW / g.groups)
+        return covered < g.real(g.h * g.w)
 
     def boxes(self, at: At, only: Expr | None, visit: Callable[[Expr], None]) -> None:
         """Visit the boxes of a worker: one, or all of its image."""
