@@ -18,7 +18,15 @@ from dcn_tvm import target
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACKAGES = ("dcn_tvm", "torch", "torchvision", "onnxruntime", "apache-tvm", "apache-tvm-ffi")
+PACKAGES = (
+    "dcn_tvm",
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "openvino",
+    "apache-tvm",
+    "apache-tvm-ffi",
+)
 TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -75,7 +75,7 @@ class Walk:
         self.turner = Turner(self.g.problem.accumulate, self.lanes)
         cells = ("offset_y", "offset_x", "inverse", "share_y", "share_x", "share")
         self.real = Cells(self.g.problem.accumulate, *cells)
-        self.whole = Cells("int32", "y", "x", "pixel")
+        self.whole = Cells("int32", "pixel")
 
     def own_rows(self) -> Any:
         """Rows of a worker's block: [group, pixel, lane]."""
