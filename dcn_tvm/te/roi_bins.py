@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Place:
     shift: Expr | None
 
 
-class Rule:
+class Rule(ABC):
     """What the rules share: the size of each bin, and whether its box is finite."""
 
     weighted = True
@@ -79,9 +80,9 @@ class Rule:
             "size": box.size,
         }
 
+    @abstractmethod
     def capacity(self, size: Expr) -> Expr:
         """The most entries that a bin can have on a map of this size along the axis."""
-        raise NotImplementedError
 
     def open(self, slots: tuple[int, int], *, slopes: bool) -> None:
         """Allocate the entries of the worker that is being emitted: some bins on each axis."""
@@ -93,9 +94,9 @@ class Rule:
         self.slopes = [T.sblock_alloc_buffer(shape, dtype) for shape in shapes] if slopes else []
         self.used = [T.sblock_alloc_buffer((slot,), "int32") for slot in slots]
 
+    @abstractmethod
     def fill(self, b: Buffers, at: Place) -> None:
         """Emit the entries of a bin along one axis."""
-        raise NotImplementedError
 
     def pixel(self, at: Place, entry: Expr) -> Expr:
         """Row, or column, of an entry."""
@@ -134,6 +135,10 @@ class Pixels(Rule):
         upper = g.per_bin("stop", lambda k, a, i: edge(k, a, i + 1, te.ceil), "int32")
         self.stages |= {"first": lower, "stop": upper}
 
+    def capacity(self, size: Expr) -> Expr:
+        """Every row of the map."""
+        return size
+
     def open(self, slots: tuple[int, int], *, slopes: bool) -> None:
         """Allocate where the bins begin and how long they are."""
         self.count = [T.sblock_alloc_buffer((slot,), "int32") for slot in slots]
@@ -161,10 +166,6 @@ class MovedPixels(Pixels):
     """
 
     weighted = True
-
-    def capacity(self, size: Expr) -> Expr:
-        """Every row of the map."""
-        return size
 
     def pixel(self, at: Place, entry: Expr) -> Expr:
         """Row, or column, of an entry on the map."""

@@ -7,12 +7,11 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from dcn_tvm.te import nest
+from dcn_tvm.te import nest, roi_ends
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
 from dcn_tvm.te.roi_bins import Place, Rule
 from dcn_tvm.te.roi_walk import At, Walk, unless_larger, whole
-from dcn_tvm.te.turn import Load, Turner, cast
 
 
 class Forward(Walk):
@@ -47,20 +46,9 @@ class Forward(Walk):
         if not self.collected:
             shape, dtype = g.output_shape(), g.problem.dtype
             return nest.nest([shape], [rows, *stages.values()], body, "output", [dtype])[0]
-        sizes = (int64(g.blocks), int64(g.bins[0] * g.bins[1]), g.boxes_count, int64(g.width))
-        kind = [g.problem.accumulate]
-        pooled = nest.nest([sizes], [rows, *stages.values()], body, "pooled", kind)[0]
-
-        def turn(ins: list[Any], outs: list[Any]) -> None:
-            with T.parallel(int64(0), g.boxes_count) as w, T.sblock("output"):
-                k = T.axis.spatial(g.boxes_count, w)
-                T.reads(whole(ins[0]))
-                T.writes(whole(outs[0]))
-                self.turner = Turner(g.problem.accumulate, self.lanes)
-                with T.serial(int64(0), int64(g.blocks)) as block:
-                    self._turn_out(outs[0], k, block, lambda i, lane: ins[0][block, i, k, lane])
-
-        return nest.nest([g.output_shape()], [pooled], turn, "output", [g.problem.dtype])[0]
+        kind, shape = [g.problem.accumulate], roi_ends.collected_shape(g)
+        pooled = nest.nest([shape], [rows, *stages.values()], body, "pooled", kind)[0]
+        return roi_ends.output_of(g, pooled)
 
     def _pool(self, source: Any, output: Any, at: At, only: Expr | None) -> None:
         def all_boxes(rows: Any, *, few: bool) -> None:
@@ -76,18 +64,6 @@ class Forward(Walk):
             with T.Else():
                 all_boxes(self.rows(source, at), few=False)
 
-    def _turn_out(self, output: Any, k: Expr, block: Expr, load: Load) -> None:
-        """A block's bins, `load(bin, lane)`, to the planes of its channels."""
-        g = self.g
-        first = g.output_channel(block, int64(0))
-
-        def store(lane: Expr, place: Expr, value: Expr) -> None:
-            index = g.index(k, first + lane, place)
-            T.buffer_store(output, cast(value, g.problem.dtype), index)
-
-        bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
-        self.turner.turn(bins, width, load, store, store_if=g.guard(block))
-
     def _box(self, rows: Any, output: Any, at: At, k: Expr, *, few: bool) -> None:
         def visit(y: Place, x: Place) -> None:
             self.inverse(y, x)
@@ -101,7 +77,8 @@ class Forward(Walk):
 
         self.bins(at, k, visit)
         if self.tiled:
-            self._turn_out(output, k, at[2], lambda place, lane: self.tile[place, lane])
+            tile = self.tile
+            roi_ends.turn_out(self.g, self.turner, output, k, at[2], lambda i, lane: tile[i, lane])
 
     def _sum(self, rows: Any, at: At, y: Place, x: Place) -> None:
         g, sums = self.g, self.sums

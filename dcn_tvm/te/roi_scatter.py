@@ -8,12 +8,12 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from dcn_tvm.te import nest
+from dcn_tvm.te import nest, roi_ends
 from dcn_tvm.te.nest import int64
 from dcn_tvm.te.roi import Expr, Frame
 from dcn_tvm.te.roi_bins import Place, Rule
-from dcn_tvm.te.roi_walk import At, Registers, Walk, bins_of, block_of, unless_larger, whole
-from dcn_tvm.te.turn import Store, Turner, cast
+from dcn_tvm.te.roi_walk import At, Registers, Walk, unless_larger, whole
+from dcn_tvm.te.turn import cast
 
 
 class Backward(Walk):
@@ -41,11 +41,11 @@ class Backward(Walk):
     ) -> dict[str, te.Tensor]:
         """Gradients by name."""
         g = self.g
-        grads = self._grad_rows(grad) if self.collected else grad
+        grads = roi_ends.grad_rows(g, grad) if self.collected else grad
         inputs = [grads, *([rows] if rows is not None else []), *stages.values()]
         shapes, dtypes = [], []
+        own = self.direct or g.owned
         if self.scatters:
-            own = self.direct or g.owned
             shapes.append(g.map_shape() if own else g.rows_shape())
             dtypes.append(g.problem.dtype if own else g.problem.accumulate)
         if self.slopes:
@@ -64,84 +64,11 @@ class Backward(Walk):
         results = nest.nest(shapes, inputs, body, "scattered", dtypes)
         found = {}
         if self.scatters:
-            found["grad_input"] = self._finish_input(results.pop(0))
+            target = results.pop(0)
+            found["grad_input"] = target if own else roi_ends.map_of(g, target)
         if self.slopes:
-            found["grad_offset"] = self._finish_offset(results.pop(0))
+            found["grad_offset"] = roi_ends.offset_sums(g, results.pop(0))
         return found
-
-    def _grad_rows(self, grad: te.Tensor) -> te.Tensor:
-        """[block, bin, box, lane]: the gradient of the output."""
-        g = self.g
-
-        sizes = (int64(g.blocks), int64(g.bins[0] * g.bins[1]), g.boxes_count, int64(g.width))
-        if g.problem.layout == "nhwc":
-
-            def value(block: Expr, place: Expr, k: Expr, lane: Expr) -> Expr:
-                inside = g.real(grad[tuple(g.index(k, g.output_channel(block, lane), place))])
-                if not g.padded:
-                    return inside
-                return tirx.if_then_else(g.exists(block, lane), inside, g.const(0))
-
-            return te.compute(sizes, value, name="grad_rows")
-
-        def body(ins: list[Any], outs: list[Any]) -> None:
-            with T.parallel(int64(0), g.boxes_count) as w, T.sblock("grad_rows"):
-                k = T.axis.spatial(g.boxes_count, w)
-                T.reads(whole(ins[0]))
-                T.writes(whole(outs[0]))
-                self.turner = Turner(g.problem.accumulate, self.lanes)
-                with T.serial(int64(0), int64(g.blocks)) as block:
-
-                    def store(place: Expr, lane: Expr, value: Expr) -> None:
-                        T.buffer_store(outs[0], value, [block, place, k, lane])
-
-                    self._turn_in(ins[0], k, block, store)
-
-        return nest.nest([sizes], [grad], body, "grad_rows", [g.problem.accumulate])[0]
-
-    def _turn_in(self, grads: Any, k: Expr, block: Expr, store: Store) -> None:
-        """The planes of a block's channels to its bins: `store(bin, lane, value)`."""
-        g = self.g
-        first = g.output_channel(block, int64(0))
-
-        def load(lane: Expr, place: Expr) -> Expr:
-            return cast(grads[tuple(g.index(k, first + lane, place))], g.problem.accumulate)
-
-        bins, width = int64(g.bins[0] * g.bins[1]), int64(g.width)
-        self.turner.turn(width, bins, load, store, load_if=g.guard(block))
-
-    def _finish_input(self, rows: te.Tensor) -> te.Tensor:
-        g, p = self.g, self.g.problem
-        if self.direct or g.owned:
-            return rows
-
-        def value(n: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
-            block, lane = block_of(g, channel)
-            return rows[n, 0, block, y * g.w + x, lane].astype(p.dtype)
-
-        return te.compute(g.map_shape(), value, name="grad_input")
-
-    def _finish_offset(self, moves: te.Tensor) -> te.Tensor:
-        """Add up the blocks of a class and the bins of a part, in order."""
-        g, p = self.g, self.g.problem
-        (rows, columns), (part_rows, part_columns) = g.bins, p.parts
-        sub = te.reduce_axis((0, int64(g.subs)), "sub")
-        i = te.reduce_axis((0, int64(-(-rows // part_rows))), "i")
-        j = te.reduce_axis((0, int64(-(-columns // part_columns))), "j")
-
-        def total(k: Expr, channel: Expr, part_i: Expr, part_j: Expr) -> Expr:
-            axis = 1 - channel % 2
-            first_i, stop_i = bins_of(part_i, rows, part_rows)
-            first_j, stop_j = bins_of(part_j, columns, part_columns)
-            inside = tirx.all(first_i + i < stop_i, first_j + j < stop_j)
-            place = (first_i + i) * columns + first_j + j
-            moved = moves[(channel // 2) * g.subs + sub, k, axis, place]
-            return te.sum(tirx.if_then_else(inside, moved, g.const(0)), axis=[sub, i, j])
-
-        sums = te.compute(g.offset_shape(), total, name="move_sums")
-        if p.dtype == p.accumulate:
-            return sums
-        return te.compute(g.offset_shape(), lambda *i: sums[i].astype(p.dtype), name="grad_offset")
 
     # -- the nest ----------------------------------------------------------------------------
 
@@ -238,12 +165,13 @@ class Backward(Walk):
         )
 
     def _box(self, grads: Any, at: At, k: Expr, *, few: bool) -> None:
+        g = self.g
         if self.tiled:
 
             def store(place: Expr, lane: Expr, value: Expr) -> None:
                 T.buffer_store(self.tile, value, [place, lane])
 
-            self._turn_in(grads, k, at[2], store)
+            roi_ends.turn_in(g, self.turner, grads, k, at[2], store)
         self.bins(at, k, lambda y, x: self._bin(grads, at, y, x, few=few))
 
     def _bin(self, grads: Any, at: At, y: Place, x: Place, *, few: bool) -> None:
