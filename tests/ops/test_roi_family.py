@@ -35,6 +35,7 @@ TYPES = (
     ("rfcn_uneven", torch.float16, False),
     ("ps_align_adaptive", torch.float64, False),
     ("ps_align", torch.bfloat16, True),
+    ("rfcn", torch.bfloat16, False),  # 9 bins of 16 channels: LLVM's masked stores wrote a 10th
     ("deform", torch.float64, False),
     ("deform_grid", torch.bfloat16, True),
     ("dps_parts", torch.float64, False),
