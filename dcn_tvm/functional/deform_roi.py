@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcn_tvm import bridge  # noqa: F401  defines torch.ops.dcn_tvm
 from dcn_tvm.functional import checks
 from dcn_tvm.functional.boxes import Boxes, Common, check_common, check_group, check_ratio
 from dcn_tvm.ops.deform_ps_roi_pool import SAMPLINGS

@@ -47,13 +47,15 @@ ROW_STAGES = ("rows", "grad_rows", "grad_input", "move_sums")
 def forward_tiling(problem: RoIProblem, target: Target, knobs: Knobs) -> RoITiling:
     """Workers take boxes if all can read the map as it is, else blocks of channels."""
     plain = problem.groups == (1, 1) and problem.classes == 1
-    by_box = plain and problem.layout == "nhwc"
-    return _tiling(problem, target, knobs, target.registers // 2 if by_box else 4, by_box=by_box)
+    if plain and problem.layout == "nhwc":
+        return _tiling(problem, target, knobs, target.registers // 2, by_box=True)
+    return backward_tiling(problem, target, knobs)
 
 
 def backward_tiling(problem: RoIProblem, target: Target, knobs: Knobs) -> RoITiling:
-    """Workers own blocks of channels."""
-    return _tiling(problem, target, knobs, 4, by_box=False)
+    """Workers own blocks of channels, narrow ones where they have rows of many groups at once."""
+    together = problem.layout == "nhwc" and problem.groups != (1, 1)
+    return _tiling(problem, target, knobs, 2 if together else 4, by_box=False)
 
 
 def _tiling(
