@@ -3,7 +3,7 @@
 | variable           | meaning                                              | default             |
 |--------------------|------------------------------------------------------|---------------------|
 | `DCN_TVM_HOME`     | folder of everything kept on disk: builds, records   | user's cache folder |
-| `DCN_TVM_TARGET`   | generate code for this level of the machine's family | the machine's best  |
+| `DCN_TVM_TARGET`   | facts to be changed: `LEVEL,FACT=VALUE,...`          | as detected         |
 | `DCN_TVM_PROGRESS` | say what is being compiled: `auto`, `0` or `1`       | `auto`: on a tty    |
 
 They are read when they are needed, not at import, so a program may set them first.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import platformdirs
 
-_LEVEL = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_FACT = r"\s*[a-z0-9_]+\s*=[^,]*"
+_SPEC = re.compile(rf"([a-z0-9][a-z0-9._-]*|{_FACT})\s*(,{_FACT})*")
 
 
 def home() -> Path:
@@ -39,18 +40,20 @@ def home() -> Path:
 
 
 def target() -> str | None:
-    """Return the target level that the user asks for, such as "x86-64-v3", or None.
+    """Return the target that the user asks for, such as "x86-64-v3,cores=8", or None.
 
-    Whether the machine has that level is the business of `dcn_tvm.target.detect`.
+    Whether there are such facts and the machine has them is the business of `dcn_tvm.target.parse`.
 
     Raises:
-        ValueError: `DCN_TVM_TARGET` does not look like the name of a level.
+        ValueError: `DCN_TVM_TARGET` does not look like a level, facts, or both.
     """
     text = os.environ.get("DCN_TVM_TARGET", "").strip()
     if not text:
         return None
-    if not _LEVEL.fullmatch(text):
-        raise ValueError(f"DCN_TVM_TARGET must be a level such as 'x86-64-v3', got {text!r}")
+    if not _SPEC.fullmatch(text):
+        raise ValueError(
+            f"DCN_TVM_TARGET must be LEVEL,FACT=VALUE,... such as 'x86-64-v3,cores=8', got {text!r}"
+        )
     return text
 
 

@@ -3,6 +3,9 @@
 TVM's own guess is not used: `Target.from_device` names a CPU model that is near (rocketlake on a
 machine with AMX), "native" means SSE2, and names of CPU models such as cascadelake make LLVM prefer
 256-bit vectors. The level of the instruction set and a few flags beyond it say all that matters.
+
+A target is also a line of text, its *spec*: `LEVEL,FACT=VALUE,...`, such as `x86-64-v3,cores=8`. It
+changes what is detected here, or describes another machine.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dcn_tvm import settings
 
@@ -48,6 +52,8 @@ _FEATURES = {
 _LLVM_OPTIONS = ("-vectorizer-min-trip-count:uint=0",)
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CACHE_BYTES = {1: 32 << 10, 2: 512 << 10, 3: 4 << 20}  # where the system does not say
+_CORES = 4  # of a machine of which only the level is known
+_VENDORS = {"authenticamd": "amd", "genuineintel": "intel"}
 _DARWIN_KEYS = (
     "machdep.cpu.brand_string",
     "hw.optional.avx2_0",
@@ -55,6 +61,14 @@ _DARWIN_KEYS = (
     "hw.l2cachesize",
     "hw.l3cachesize",
 )
+# Facts that a spec may set, in the order in which it says them.
+_FACTS = (
+    *("model", "name", "features", "cores", "lanes", "registers"),
+    *("l1_bytes", "l2_bytes", "l3_bytes"),
+)
+_MODEL = re.compile(r"([a-z0-9][a-z0-9._-]*)?")  # names a folder
+_NUMBER = re.compile(r"([0-9]+)([KMG]?)")
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,9 @@ class Target:
     Attributes:
         kind: TVM's target kind, "llvm".
         arch: "x86-64", "aarch64", or what the system calls another one.
-        name: the CPU's model in words.
+        name: the CPU's model in words, without commas.
+        model: the exact CPU in a few characters, such as "amd-25-17" (vendor, family, model); ""
+            where it is unknown.
         level: of the instruction set: "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64", "armv8".
         features: beyond the level, in LLVM's names, such as "+avx512bf16".
         cores: that this process may use.
@@ -78,6 +94,7 @@ class Target:
     kind: str
     arch: str
     name: str
+    model: str
     level: str
     features: tuple[str, ...]
     cores: int
@@ -89,17 +106,36 @@ class Target:
 
     @property
     def id(self) -> str:
-        """The name under which tuning logs keep records for machines like this one."""
+        """The name for all machines like this one: their level."""
         return self.level
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Where tuning logs keep records for this machine, the most specific place first."""
+        return (self.model, self.level) if self.model else (self.level,)
+
+    @property
+    def spec(self) -> str:
+        """The text from which `parse` makes this target again, on any machine if `foreign`."""
+        values = {name: getattr(self, name) for name in _FACTS}
+        values["features"] = "".join(self.features)
+        return ",".join((self.level, *(f"{name}={value}" for name, value in values.items())))
+
     def key(self) -> str:
-        """Return what generated code depends on, for cache keys: neither cores nor caches."""
+        """Return what generated code depends on, for cache keys.
+
+        Vectors are in it where they are not the level's own, but neither model, cores nor caches.
+        """
         options = _LLVM_OPTIONS if self.arch == "x86-64" else ()
-        return " ".join((self.kind, self.arch, self.level, *self.features, *options))
+        usual = (self.lanes, self.registers) == _vectors(self.level)
+        vectors = () if usual else (f"{self.lanes}x{self.registers}",)
+        return " ".join((self.kind, self.arch, self.level, *self.features, *vectors, *options))
 
     def to_tvm_dict(self) -> dict[str, object]:
         """Return the argument for `tvm.target.Target`."""
         facts: dict[str, object] = {"kind": self.kind, "num-cores": self.cores}
+        if self.arch != _arch(platform.machine()):
+            facts["mtriple"] = f"{self.arch.replace('-', '_')}-unknown-linux-gnu"
         if self.arch == "x86-64":
             facts["mcpu"] = self.level
             facts["cl-opt"] = list(_LLVM_OPTIONS)
@@ -110,34 +146,104 @@ class Target:
     def at_level(self, level: str) -> Target:
         """Return the same machine as if its instruction set ended at `level`.
 
+        Below its own level it has no model: the records of a model are for all that the CPU can do.
+
         Raises:
             ValueError: this machine has no such level.
         """
-        levels = _LEVELS.get(self.arch, (self.level,))
-        known = levels[: levels.index(self.level) + 1]
+        if level == self.level:
+            return self
+        known = _levels_up_to(self.level, self.arch)
         if level not in known:
             raise ValueError(
                 f"the target's level must be one of {', '.join(known)} on this machine "
                 f"({self.name}), got {level!r}"
             )
-        needs: dict[str, str] = dict(_FEATURES.values())
+        possible = _features_of(_levels_up_to(level, self.arch))
+        lanes, registers = _vectors(level)
         return replace(
             self,
+            model="",
             level=level,
-            features=tuple(f for f in self.features if needs[f] in known[: known.index(level) + 1]),
-            lanes=_LANES.get(level, 4),
-            registers=_REGISTERS.get(level, 32),
+            features=tuple(f for f in self.features if f in possible),
+            lanes=lanes,
+            registers=registers,
         )
 
 
 def detect() -> Target:
-    """Return the target of this machine, at the level that `DCN_TVM_TARGET` asks for, if any.
+    """Return the target of this machine, changed as `DCN_TVM_TARGET` asks for, if it does.
 
     Raises:
-        ValueError: `DCN_TVM_TARGET` names a level that the machine does not have.
+        ValueError: `DCN_TVM_TARGET` names a level or a feature that the machine does not have, or
+            something that is no fact.
     """
-    level = settings.target()
-    return _machine() if level is None else _machine().at_level(level)
+    spec = settings.target()
+    return _machine() if spec is None else parse(spec)
+
+
+def parse(spec: str, *, foreign: bool = False) -> Target:
+    """Return the target that a spec describes: what it does not say is as on this machine.
+
+    Args:
+        spec: `LEVEL,FACT=VALUE,...`, either of both optional: `x86-64-v3`, `cores=4`,
+            `x86-64-v4,l2_bytes=1M,features=+avx512bf16+avx512vnni`.
+        foreign: whether another machine is described. What the spec does not say is then assumed:
+            the level's own vectors, no features, 4 cores, small caches. This machine is not asked.
+
+    Raises:
+        ValueError: the machine has no such level or feature, or a fact is none, or not positive.
+    """
+    level, texts = split_spec(spec)
+    if foreign:
+        target = _assumed(level)
+        possible = _features_of(_levels_up_to(target.level, target.arch))
+    else:
+        machine = _machine()
+        target = machine.at_level(level or machine.level)
+        possible = target.features
+    facts: dict[str, Any] = {name: _fact(name, text, possible) for name, text in texts.items()}
+    return replace(target, **facts)
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Return what a spec starts with, "" if it is a fact, and the texts of its facts.
+
+    Raises:
+        ValueError: an item is neither, or a fact is given twice.
+    """
+    first, *items = spec.split(",")
+    if "=" in first:
+        first, items = "", [first, *items]
+    texts: dict[str, str] = {}
+    for item in items:
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not (name and equals):
+            raise ValueError(f"expected FACT=VALUE after a comma, got {item.strip()!r} in {spec!r}")
+        if name in texts:
+            raise ValueError(f"{name} is given twice in {spec!r}")
+        texts[name] = text
+    return first.strip(), texts
+
+
+def parse_number(name: str, text: str) -> int:
+    """Return a fact's positive number; one of bytes may end in K, M or G.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    match = _NUMBER.fullmatch(text)
+    number = int(match[1]) << _UNITS[match[2]] if match else 0
+    if not (match and number) or (match[2] and "bytes" not in name):
+        units = ", which may end in K, M or G" if "bytes" in name else ""
+        raise ValueError(f"{name} must be a positive number{units}, got {text!r}")
+    return number
+
+
+def slug(text: str) -> str:
+    """Return `text` as the name of a folder: of a-z, 0-9, dots, hyphens and underscores only."""
+    words = re.sub(r"\((r|tm)\)", " ", text.lower())
+    return re.sub(r"[^a-z0-9._]+", "-", words).strip("._-")
 
 
 def from_facts(
@@ -151,28 +257,77 @@ def from_facts(
         caches: bytes of the data or unified cache of each level; what is missing is assumed.
         cores: that the process may use.
     """
-    arch = {"amd64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}.get(
-        machine.lower(), machine.lower()
-    )
+    arch = _arch(machine)
     flags = frozenset((cpuinfo.get("flags") or cpuinfo.get("Features", "")).split())
     known = _levels_of(arch, flags)
     level = known[-1]
+    lanes, registers = _vectors(level)
     l1_bytes, l2_bytes = (caches.get(i) or _CACHE_BYTES[i] for i in (1, 2))
     return Target(
         kind="llvm",
         arch=arch,
         name=_name(cpuinfo) or arch,
+        model=_model(cpuinfo),
         level=level,
         features=tuple(
             name for flag, (name, needs) in _FEATURES.items() if flag in flags and needs in known
         ),
         cores=cores,
-        lanes=_LANES.get(level, 4),
-        registers=_REGISTERS.get(level, 32),
+        lanes=lanes,
+        registers=registers,
         l1_bytes=l1_bytes,
         l2_bytes=l2_bytes,
         l3_bytes=caches.get(3) or (l2_bytes if caches else _CACHE_BYTES[3]),
     )
+
+
+def _arch(machine: str) -> str:
+    names = {"amd64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}
+    return names.get(machine.lower(), machine.lower())
+
+
+def _vectors(level: str) -> tuple[int, int]:
+    """Float32 values in a vector register, and how many registers there are."""
+    return _LANES.get(level, 4), _REGISTERS.get(level, 32)
+
+
+def _levels_up_to(level: str, arch: str) -> tuple[str, ...]:
+    levels = _LEVELS.get(arch, (level,))
+    return levels[: levels.index(level) + 1]
+
+
+def _features_of(levels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name, needs in _FEATURES.values() if needs in levels)
+
+
+def _assumed(level: str) -> Target:
+    """Return a machine of which nothing but the level is known."""
+    arch = next((arch for arch, levels in _LEVELS.items() if level in levels), None)
+    if arch is None:
+        known = ", ".join(level for levels in _LEVELS.values() for level in levels)
+        raise ValueError(f"another machine's level must be one of {known}, got {level!r}")
+    flags = " ".join(_X86_LEVELS.get(known, "") for known in _levels_up_to(level, arch))
+    return from_facts(arch, {"model name": f"any {level}", "flags": flags}, {}, _CORES)
+
+
+def _fact(name: str, text: str, possible: Sequence[str]) -> object:
+    """Return the value of a fact of a spec, where the machine has the `possible` features."""
+    if name not in _FACTS:
+        raise ValueError(f"a target's fact must be one of {', '.join(_FACTS)}, got {name!r}")
+    if name == "model" and not _MODEL.fullmatch(text):
+        raise ValueError(f"model must be made of a-z, 0-9, '.', '_' and '-', got {text!r}")
+    if name == "name" and not text:
+        raise ValueError("name must not be empty")
+    if name in ("model", "name"):
+        return text
+    if name != "features":
+        return parse_number(name, text)
+    wanted = {f"+{feature}" for feature in text.split("+")[1:]}
+    if text[:1] not in ("", "+") or not wanted.issubset(possible):
+        raise ValueError(
+            f"features must be some of {''.join(possible) or 'none'} at this level, got {text!r}"
+        )
+    return tuple(feature for feature in possible if feature in wanted)
 
 
 def _levels_of(arch: str, flags: frozenset[str]) -> list[str]:
@@ -188,10 +343,21 @@ def _levels_of(arch: str, flags: frozenset[str]) -> list[str]:
 
 def _name(cpuinfo: Mapping[str, str]) -> str:
     if name := cpuinfo.get("model name", ""):
-        return re.sub(r"\s+", " ", name)
+        return re.sub(r"[\s,]+", " ", name).strip()
     if "CPU part" in cpuinfo:  # ARM's kernel gives numbers only
         return f"ARM implementer {cpuinfo.get('CPU implementer')} part {cpuinfo['CPU part']}"
     return ""
+
+
+def _model(cpuinfo: Mapping[str, str]) -> str:
+    """Return the id of the exact CPU, of numbers as names may hide or repeat them."""
+    if "CPU part" in cpuinfo:
+        return slug(f"arm-{cpuinfo.get('CPU implementer', '')}-{cpuinfo['CPU part']}")
+    vendor, *numbers = (cpuinfo.get(name, "") for name in ("vendor_id", "cpu family", "model"))
+    vendor = slug(vendor)
+    if vendor and all(number.isdecimal() for number in numbers):
+        return "-".join((_VENDORS.get(vendor, vendor), *numbers))
+    return slug(cpuinfo.get(_DARWIN_KEYS[0], ""))
 
 
 @functools.cache
@@ -231,9 +397,8 @@ def _read_caches(folder: Path = _CACHES) -> dict[int, int]:
             level, kind, size = (
                 (index / name).read_text().strip() for name in ("level", "type", "size")
             )
-            unit = {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0)
             if kind != "Instruction":
-                caches[int(level)] = int(size.rstrip("KMG")) << unit
+                caches[int(level)] = parse_number("bytes", size)
         except (OSError, ValueError):  # a container may hide some of them
             continue
     return caches
@@ -250,7 +415,8 @@ def _read_darwin() -> tuple[dict[str, str], dict[int, int]]:
     flags = " ".join(_X86_LEVELS[level] for level in ("x86-64-v2", "x86-64-v3"))
     has_avx2 = fields.get("hw.optional.avx2_0") == "1"
     sizes = enumerate((fields.get(key, "") for key in _DARWIN_KEYS[2:]), start=1)
+    brand = fields.get(_DARWIN_KEYS[0], "")
     return (
-        {"model name": fields.get(_DARWIN_KEYS[0], ""), "flags": flags if has_avx2 else ""},
+        {"model name": brand, _DARWIN_KEYS[0]: brand, "flags": flags if has_avx2 else ""},
         {level: int(size) for level, size in sizes if size.isdigit()},
     )

@@ -42,9 +42,13 @@ def test_target(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.target() is None
     monkeypatch.setenv("DCN_TVM_TARGET", " x86-64-v3 ")
     assert settings.target() == "x86-64-v3"
-    monkeypatch.setenv("DCN_TVM_TARGET", "llvm -mcpu=native")
-    with pytest.raises(ValueError, match=r"level such as 'x86-64-v3', got 'llvm -mcpu=native'"):
-        settings.target()
+    for text in ("x86-64-v3,cores=8,l2_bytes=2M", "cores=4", "armv8, name=Cortex A72, features="):
+        monkeypatch.setenv("DCN_TVM_TARGET", text)
+        assert settings.target() == text
+    for text in ("llvm -mcpu=native", "X86-64", "x86-64-v3,", "cores=4,x86-64-v3", "=4", "a,,b=1"):
+        monkeypatch.setenv("DCN_TVM_TARGET", text)
+        with pytest.raises(ValueError, match=f"such as 'x86-64-v3,cores=8', got '{text}'"):
+            settings.target()
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
