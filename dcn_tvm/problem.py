@@ -41,6 +41,14 @@ class Problem:
         """Names of the optional tensors that this problem does not have."""
         return ()
 
+    def particulars(self) -> dict[str, Any]:
+        """Return the facts that are not the defaults of their class, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
     def to_json(self) -> str:
         """Canonical text: sorted keys, no spaces; equal problems give equal text."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))

@@ -1,19 +1,18 @@
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 
 import pytest
 import torch
 
+from dcn_tvm.agreement import TOLERANCES, relative_error
 from dcn_tvm.bench import bench_of, command, probe, tables
-from dcn_tvm.bench import deform_conv2d as contenders
-from dcn_tvm.bench.contender import Call, Contender, OpBench, Setting
+from dcn_tvm.bench.contender import MEMORY_FORMATS, Call, Contender, OpBench, Setting, example_of
 from dcn_tvm.bench.overhead import measure_overhead
 from dcn_tvm.bench.probe import Finding
 from dcn_tvm.bench.rows import Row, mean_ratio, speedups
-from dcn_tvm.bench.runner import TOLERANCES, relative_error, run
+from dcn_tvm.bench.runner import run
 from dcn_tvm.bench.tables import Results
 from dcn_tvm.report import Machine
 from dcn_tvm.suites import SUITES, Case
@@ -50,20 +49,17 @@ def test_a_case_asked_for_the_wrong_kind_of_size() -> None:
         TINY.resized(mode="max").pair("mode")
 
 
-def test_no_sample_lies_on_a_kink() -> None:
-    for dtype in ("float32", "bfloat16"):
-        offset = contenders.arguments(TINY, dtype).offset.double()
-        assert 1.0 < offset.std() < 2.0
-        if dtype == "float32":
-            assert bool((offset.frac() != 0).all())
-
-
-def test_channels_last_is_what_it_says() -> None:
-    tensors = contenders.arguments(TINY, "float32", "channels_last")
-    activations = (tensors.input, tensors.offset, tensors.grad_output)
-    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in activations)
-    plain = contenders.arguments(TINY, "float32")
-    assert torch.equal(plain.input, tensors.input)
+def test_everyone_gets_the_same_numbers_in_the_format_that_is_asked_for() -> None:
+    plain, last = (example_of(TINY, Setting(memory_format=form)) for form in MEMORY_FORMATS)
+    for tensor, other in zip(plain.tensors[:4], last.tensors[:4], strict=True):
+        assert tensor is not None
+        assert other is not None
+        assert torch.equal(tensor, other)
+    (input, *_), grad = last.tensors, last.make_grad()
+    assert input is not None
+    for tensor in (input, grad):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
 
 
 def test_flops_are_the_convolutions() -> None:
@@ -201,16 +197,6 @@ def test_the_oracle_judges_a_smaller_case_and_contenders_the_whole(
         with pytest.raises(RuntimeError, match=rf"odd{height} .* is wrong on 1x4x{height}x7"):
             run([TINY], ["forward"], seconds=0.01)
     assert asked == [2, 2]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_not_a_number_is_an_error(value: float) -> None:
-    assert relative_error([torch.tensor([value])], [torch.tensor([1.0])]) == math.inf
-
-
-def test_a_missing_result_is_an_error() -> None:
-    with pytest.raises(ValueError, match="argument 2 is longer"):
-        relative_error([torch.ones(1)], [torch.ones(1), torch.ones(1)])
 
 
 def test_absent_contenders_come_with_a_reason_and_the_install_line(fake: OpBench) -> None:

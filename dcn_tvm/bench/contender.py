@@ -10,11 +10,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from dcn_tvm import examples
+from dcn_tvm.examples import Example
 from dcn_tvm.suites import Case
 
 Mode = Literal["forward", "forward+backward", "network"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward", "network")
 MEMORY_FORMATS = ("contiguous", "channels_last")
+_LAYOUTS = dict(zip(MEMORY_FORMATS, ("nchw", "nhwc"), strict=True))
 
 Call = Callable[[], Sequence[Tensor]]
 
@@ -35,6 +38,15 @@ def settings(
 ) -> tuple[Setting, ...]:
     """Return every combination."""
     return tuple(Setting(m, d, f) for m in modes for d in dtypes for f in memory_formats)
+
+
+_PLAIN = Setting()
+
+
+def example_of(case: Case, setting: Setting = _PLAIN) -> Example:
+    """Return the call of a case, with the same numbers for everyone."""
+    problem = case.problem(setting.dtype, _LAYOUTS[setting.memory_format])
+    return examples.example(problem, case.free_sizes)
 
 
 @dataclass(frozen=True)

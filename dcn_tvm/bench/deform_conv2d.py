@@ -1,9 +1,4 @@
-"""Contenders of deformable convolution.
-
-Offsets are normal with a standard deviation of 1.5 pixels, rounded to odd multiples of 1/128
-pixel: at an integer the slope jumps, and there two right answers may differ. In channels_last all
-4-D tensors have that format, as after `model.to(memory_format=torch.channels_last)`.
-"""
+"""Contenders of deformable convolution, which all get the tensors of `dcn_tvm.examples`."""
 
 from __future__ import annotations
 
@@ -17,17 +12,15 @@ from torch.nn import functional
 
 import dcn_tvm
 import dcn_tvm.reference
-from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, settings
+from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, example_of, settings
+from dcn_tvm.examples import Example
 from dcn_tvm.suites import Case
 
-OFFSET_STD_PIXELS = 1.5
 ONNX_OPSET = 19
 SHRUNK_PIXELS = 8
 
 Pair = tuple[int, int]
 Op = Callable[[Tensor, Tensor, Tensor, Tensor, Pair, Pair, Pair], Tensor]
-
-_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class Geometry(NamedTuple):
@@ -80,74 +73,61 @@ class Geometry(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """The tensors of one call, the gradient from above, the 1×1 filters of the network mode."""
+    """The tensors of one call."""
 
     input: Tensor
     offset: Tensor
     weight: Tensor
     bias: Tensor
-    grad_output: Tensor
-    filter_before: Tensor
-    filter_after: Tensor
 
-
-def arguments(case: Case, dtype: str, memory_format: str = "contiguous") -> Arguments:
-    """Return tensors for `case`, the same numbers for everyone."""
-    g = Geometry.of(case)
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, std: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
-
-    c, o = g.in_channels, g.out_channels
-    offset = normal(g.batch, 2 * g.offset_groups * g.taps, *g.output_size, std=OFFSET_STD_PIXELS)
-    tensors = Arguments(
-        normal(g.batch, c, *g.map_size),
-        (2 * torch.floor(offset * 64) + 1) / 128,
-        normal(o, c, *g.kernel_size, std=1 / math.sqrt(c * g.taps)),
-        normal(o),
-        normal(g.batch, o, *g.output_size),
-        normal(c, c, 1, 1, std=1 / math.sqrt(c)),
-        normal(o, o, 1, 1, std=1 / math.sqrt(o)),
-    )
-    target = getattr(torch, dtype)
-    return Arguments(*(_place(tensor.to(target), memory_format) for tensor in tensors))
-
-
-def _place(tensor: Tensor, memory_format: str) -> Tensor:
-    if tensor.dim() != 4:
-        return tensor
-    return tensor.contiguous(memory_format=_FORMATS[memory_format])
+    @classmethod
+    def of(cls, example: Example) -> Arguments:
+        """Return the tensors of a call with a bias and without a mask, as all of the suite are."""
+        return cls(*(tensor for tensor in example.tensors if tensor is not None))
 
 
 def _torch_call(op: Op, case: Case, setting: Setting, compute_dtype: str | None = None) -> Call:
     """Return the call that runs `op` in a mode; `compute_dtype` widens the rounded inputs."""
-    tensors = arguments(case, setting.dtype, setting.memory_format)
-    if compute_dtype:
-        tensors = Arguments(*(tensor.to(getattr(torch, compute_dtype)) for tensor in tensors))
+    example = example_of(case, setting)
+    widened = getattr(torch, compute_dtype or setting.dtype)
+    inputs = Arguments(*(tensor.to(widened) for tensor in Arguments.of(example)))
     g = Geometry.of(case)
-    inputs = tensors[:4]
 
     def forward() -> Tensor:
         return op(*inputs, g.stride, g.padding, g.dilation)
 
-    def forward_backward() -> list[Tensor]:
-        output = forward()
-        gradients = torch.autograd.grad(output, inputs, tensors.grad_output, allow_unused=True)
-        return [output, *(gradient for gradient in gradients if gradient is not None)]
-
-    def network() -> list[Tensor]:
-        before = functional.conv2d(tensors.input, tensors.filter_before).relu_()
-        output = op(before, *inputs[1:], g.stride, g.padding, g.dilation)
-        return [functional.conv2d(output, tensors.filter_after).relu_()]
-
-    if setting.mode == "network":
-        return network
     if setting.mode == "forward":
         return lambda: [forward()]
+    if setting.mode == "network":
+        filter_before, filter_after = (f.to(widened) for f in _filters(g, setting.dtype))
+
+        def network() -> list[Tensor]:
+            before = functional.conv2d(inputs.input, filter_before).relu_()
+            output = op(before, *inputs[1:], g.stride, g.padding, g.dilation)
+            return [functional.conv2d(output, filter_after).relu_()]
+
+        return network
+    grad_output = example.make_grad().to(widened)
     for tensor in inputs:
         tensor.requires_grad_()
+
+    def forward_backward() -> list[Tensor]:
+        output = forward()
+        gradients = torch.autograd.grad(output, inputs, grad_output, allow_unused=True)
+        return [output, *(gradient for gradient in gradients if gradient is not None)]
+
     return forward_backward
+
+
+def _filters(g: Geometry, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return the 1×1 filters of the network mode, before the op and after it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def square(channels: int) -> Tensor:
+        filters = torch.randn(channels, channels, 1, 1, generator=generator) / math.sqrt(channels)
+        return filters.to(getattr(torch, dtype))
+
+    return square(g.in_channels), square(g.out_channels)
 
 
 def _ours(case: Case, setting: Setting) -> Call:
@@ -175,7 +155,7 @@ def _conv2d(case: Case, setting: Setting) -> Call:
 
 def _rest(case: Case, setting: Setting) -> Call:
     """Return the network mode's call with an op that costs nothing."""
-    ready = arguments(case, setting.dtype, setting.memory_format).grad_output
+    ready = example_of(case, setting).make_grad()
     return _torch_call(lambda *_: ready, case, setting)
 
 
@@ -194,7 +174,7 @@ def _onnxruntime(case: Case, setting: Setting) -> Call:
     """Return a session's run; weight and bias are constants of the model, which helps it most."""
     import onnxruntime
 
-    tensors = arguments(case, setting.dtype)
+    tensors = Arguments.of(example_of(case, setting))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle ONNX Runtime threads would spin and slow down every other contender.
@@ -219,6 +199,7 @@ def _onnx_model(tensors: Arguments, g: Geometry) -> bytes:
         dilations=list(g.dilation),
         offset_group=g.offset_groups,
     )
+    shape = [g.batch, g.out_channels, *g.output_size]
     graph = helper.make_graph(
         [node],
         "deform_conv2d",
@@ -226,7 +207,7 @@ def _onnx_model(tensors: Arguments, g: Geometry) -> bytes:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
             for name, tensor in (("X", tensors.input), ("offset", tensors.offset))
         ],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, list(tensors.grad_output.shape))],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
         [
             numpy_helper.from_array(tensor.numpy(), name)
             for name, tensor in (("W", tensors.weight), ("B", tensors.bias))

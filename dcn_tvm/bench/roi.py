@@ -1,19 +1,12 @@
-"""What the benchmarks of all RoI ops share: boxes, arguments, contenders and what a call moves.
+"""What the benchmarks of all RoI ops share: contenders, and what a call does and moves.
 
-Boxes are like proposals: sides log-uniform from 24 to 240 pixels of the image, centres uniform over
-it, clipped. Their numbers are odd multiples of 1/64, their offsets (standard deviation 1) odd
-multiples of 1/128: no corner lies on a half that has to be rounded, no moved sample where its slope
-jumps, and there two right answers may differ. Boxes end two pixels of the map before its end:
-beyond that torchvision's ps_roi_pool has a gradient that is not its forward's.
-
-In channels_last the input and the gradient from above have that format.
+All get the tensors of `dcn_tvm.examples`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,19 +14,15 @@ from torch import Tensor
 
 import dcn_tvm
 import dcn_tvm.reference
-from dcn_tvm import ops
-from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, settings
+from dcn_tvm import examples, ops
+from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, example_of, settings
+from dcn_tvm.examples import roi
 from dcn_tvm.ops.roi import RoIProblem
 from dcn_tvm.suites import Case
 
-SIDE_PIXELS = (24.0, 240.0)  # of the image
-BORDER_PIXELS = 2  # of the map
-SHRUNK_PIXELS, SHRUNK_BOXES = 8, 2
-# The reference reads the whole map for every box, roi_pool's maximum even for every bin.
-JUDGED_PIXELS, JUDGED_BOXES = 24, 4
+SHRUNK = {"batch": 1, "height": 8, "width": 8, "boxes": 2}
 
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
-_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _CONTIGUOUS = settings(MODES, memory_formats=("contiguous",))
 
 Options = Callable[[Case], dict[str, Any]]
@@ -41,60 +30,16 @@ Serves = Callable[[Case], bool]
 Node = Callable[..., Any]
 
 
-class Arguments(NamedTuple):
-    """The tensors of one call; no offset where the op takes none."""
-
-    input: Tensor
-    boxes: Tensor
-    offset: Tensor | None
-
-
 def problem_of(case: Case) -> RoIProblem:
     """Return the problem of a case in float32, which knows the shapes."""
-    kind = ops.registry()[case.op].problem
-    known = {field.name for field in dataclasses.fields(kind)}
-    facts: dict[str, Any] = {name: size for name, size in case.sizes.items() if name in known}
-    problem = kind(dtype="float32", layout="nchw", **facts)
+    problem = case.problem()
     assert isinstance(problem, RoIProblem)
     return problem
 
 
 def boxes_of(case: Case) -> Tensor:
     """Return boxes `[K, 5]`, rows (image, x1, y1, x2, y2) in pixels of the image."""
-    generator = torch.Generator().manual_seed(0)
-    count, stride = case.integer("boxes"), case.integer("stride")
-    pixels = torch.tensor([case.integer("width"), case.integer("height")]) - BORDER_PIXELS
-    extent = (pixels * stride).float()
-    share, centre = torch.rand(2, count, 2, generator=generator)
-    least, most = SIDE_PIXELS
-    half = least * (most / least) ** share / 2
-    corners = [centre * extent - half, centre * extent + half]
-    clipped = torch.cat([torch.minimum(corner.clamp(min=0), extent) for corner in corners], 1)
-    image = torch.arange(count) % case.integer("batch")
-    return torch.cat([image[:, None].float(), (2 * torch.floor(clipped * 32) + 1) / 64], 1)
-
-
-def arguments(case: Case, dtype: str, memory_format: str = "contiguous") -> Arguments:
-    """Return tensors for `case`, the same numbers for everyone; boxes stay float32."""
-    shapes, offset = _shapes(case), None
-    if shapes.offset:
-        steps = torch.floor(_normal(shapes.offset, seed=2) * 64)
-        offset = ((2 * steps + 1) / 128).to(getattr(torch, dtype))
-    input = _place(_normal(shapes.input, seed=1), dtype, memory_format)
-    return Arguments(input, boxes_of(case), offset)
-
-
-def gradient_of(case: Case, dtype: str, memory_format: str = "contiguous") -> Tensor:
-    """Return the gradient from above, as large as the output, which may be 400 MB."""
-    return _place(_normal(_shapes(case).output, seed=3), dtype, memory_format)
-
-
-def _normal(shape: Sequence[int], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _place(tensor: Tensor, dtype: str, memory_format: str) -> Tensor:
-    return tensor.to(getattr(torch, dtype)).contiguous(memory_format=_FORMATS[memory_format])
+    return roi.boxes(problem_of(case), case.free_sizes)
 
 
 class _Shapes(NamedTuple):
@@ -126,15 +71,12 @@ def _torch_call(
 
     Still: without offsets. `compute_dtype` widens the rounded inputs.
     """
-    tensors = arguments(case, setting.dtype, setting.memory_format)
+    example = example_of(case, setting)
     widened = getattr(torch, compute_dtype or setting.dtype)
-    input = tensors.input.to(widened)
-    places: list[Tensor | None] = [input, tensors.boxes]
-    inputs = [input]
-    if problem_of(case).deformable:
-        offset = None if still or tensors.offset is None else tensors.offset.to(widened)
-        places.append(offset)
-        inputs += [] if offset is None else [offset]
+    input, boxes, *offsets = example.tensors
+    assert input is not None
+    moves = [None if still or t is None else t.to(widened) for t in offsets]
+    places = [input.to(widened), boxes, *moves]
     size, scale = case.pair("output_size"), 1 / case.integer("stride")
 
     def forward() -> Tensor:
@@ -142,7 +84,8 @@ def _torch_call(
 
     if setting.mode == "forward":
         return lambda: [forward()]
-    grad_output = gradient_of(case, setting.dtype, setting.memory_format).to(widened)
+    grad_output = example.make_grad().to(widened)
+    inputs = [t for t in (places[0], *moves) if t is not None]
     for tensor in inputs:
         tensor.requires_grad_()
 
@@ -186,10 +129,10 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
         contenders=tuple(contenders),
         oracle=oracle,
         flops=_flops,
-        shrink=lambda case: _at_most(case, SHRUNK_PIXELS, SHRUNK_BOXES),
+        shrink=_shrink,
         output_bytes=lambda case: 4 * math.prod(_shapes(case).output),
         bytes_moved=_bytes_moved,
-        judged=lambda case: _at_most(case, JUDGED_PIXELS, JUDGED_BOXES),
+        judged=_judged,
     )
 
 
@@ -224,8 +167,7 @@ def openvino_peer(node: Node, serves: Serves) -> Contender:
     def prepare(case: Case, setting: Setting) -> Call:
         import openvino
 
-        tensors = arguments(case, setting.dtype)
-        given = [t.numpy() for t in tensors if t is not None]
+        given = [t.numpy() for t in example_of(case, setting).tensors if t is not None]
         parameters = [openvino.opset1.parameter(list(a.shape), a.dtype) for a in given]
         config = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -303,7 +245,11 @@ def _flops(case: Case, mode: Mode) -> int:
     return round(2 * math.prod(_shapes(case).output) * pixels * passes)
 
 
-def _at_most(case: Case, pixels: int, boxes: int) -> Case:
-    """Return the case with the same channels, thus the same kernels, on a small map."""
-    most = {"batch": 1, "height": pixels, "width": pixels, "boxes": boxes}
-    return case.resized(**{name: min(case.integer(name), size) for name, size in most.items()})
+def _shrink(case: Case) -> Case:
+    """Return the case with the same channels, thus the same kernels, on a tiny map."""
+    return case.resized(**{name: min(case.integer(name), size) for name, size in SHRUNK.items()})
+
+
+def _judged(case: Case) -> Case:
+    """Return the case with the same channels, thus the same kernels, for the oracle."""
+    return case.resized(**examples.judged_sizes(problem_of(case), case.free_sizes))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from dcn_tvm import measure
+from dcn_tvm.agreement import TOLERANCES, relative_error
 from dcn_tvm.bench.contender import MODES, Call, Contender, Mode, OpBench, Setting, bench_of
 from dcn_tvm.bench.rows import Row, Work, make_row
 from dcn_tvm.measure import Timing
 from dcn_tvm.report import Machine
 from dcn_tvm.suites import Case
-
-# Relative error in the norm of a result that a right answer stays below: some 1000 roundings.
-TOLERANCES = {"float32": 1000 * 2.0**-24, "bfloat16": 4 * 2.0**-8}
 
 Entrant = tuple[Contender, Setting]
 
@@ -112,17 +109,6 @@ def _compare(calls: dict[Entrant, Call], case: Case, trusted: Callable[[Entrant]
                 f"wrong on {case.label}: relative error {error:.1e}, "
                 f"required {TOLERANCES[setting.dtype]:.1e}"
             )
-
-
-def relative_error(results: Iterable[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return the largest |result - wanted| / |wanted| in the 2-norm; NaN counts as infinite."""
-    errors = []
-    for result, reference in zip(results, wanted, strict=True):
-        true = reference.detach().double()
-        distance = torch.linalg.vector_norm(result.detach().double() - true)
-        error = float(distance / torch.linalg.vector_norm(true))
-        errors.append(error if error == error else float("inf"))
-    return max(errors)
 
 
 def _ratio(entrant: Entrant, timings: dict[Entrant, Timing]) -> float | None:

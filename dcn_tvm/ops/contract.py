@@ -58,6 +58,8 @@ class Op:
         forward: its kernel.
         backward: the kernels of its gradients, each run only for the outputs that are needed.
         needs: for a backward kernel and the outputs asked for, the inputs it takes.
+        sizes: `(tensors, scalars)` to the names and values of the free sizes of a call, on which
+            its time depends; plain and fast, and raises nothing, as it runs in calls.
         scalars: the attributes that are free variables of every kernel, as numbers.
         check: refuses tensors for what they hold, which no shape tells; only real data is checked.
         autocast: whether autocast lowers the tensors, as for a convolution; else they all get the
@@ -73,6 +75,7 @@ class Op:
     forward: Kernel
     backward: tuple[Kernel, ...]
     needs: Callable[[Kernel, tuple[str, ...]], tuple[str, ...]]
+    sizes: Callable[[Sequence[Any], tuple[float, ...]], tuple[tuple[str, int], ...]]
     scalars: Callable[[Sequence[Any]], tuple[float, ...]] = lambda attributes: ()
     check: Callable[[Sequence[Any]], None] = lambda tensors: None
     autocast: bool = True

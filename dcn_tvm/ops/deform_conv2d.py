@@ -90,6 +90,12 @@ def needs(kernel: Kernel, outputs: tuple[str, ...]) -> tuple[str, ...]:
     return kernel.inputs
 
 
+def sizes(tensors: Sequence[Any], scalars: tuple[float, ...]) -> tuple[tuple[str, int], ...]:
+    """Batch and map."""
+    batch, _, height, width = tensors[0].shape
+    return (("batch", batch), ("height", height), ("width", width))
+
+
 OP = Op(
     name="deform_conv2d",
     problem=DeformConv2dProblem,
@@ -115,4 +121,5 @@ OP = Op(
         ),
     ),
     needs=needs,
+    sizes=sizes,
 )

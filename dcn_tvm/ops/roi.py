@@ -10,6 +10,7 @@ from dcn_tvm.ops.contract import Kernel, Op, Tensor
 from dcn_tvm.problem import Problem
 
 Pair = tuple[int, int]
+_MOST_PIXELS = 2**31  # of the image for one of the map; a scale that says more says nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,18 @@ def needs(kernel: Kernel, outputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in kernel.inputs if name != "input")
 
 
+def sizes(tensors: Sequence[Any], scalars: tuple[float, ...]) -> tuple[tuple[str, int], ...]:
+    """Batch, map, boxes and the stride: the pixels of the image that make one of the map."""
+    batch, _, height, width = tensors[0].shape
+    scale = scalars[0]
+    pixels = 1 / scale if scale > 0 else 1.0
+    stride = round(pixels) if 1 < pixels < _MOST_PIXELS else 1
+    return (
+        *(("batch", batch), ("height", height), ("width", width)),
+        *(("boxes", tensors[1].shape[0]), ("stride", stride)),
+    )
+
+
 def roi_op(
     problem: type[RoIProblem],
     attributes: str,
@@ -145,6 +158,7 @@ def roi_op(
             ),
         ),
         needs=needs,
+        sizes=sizes,
         scalars=scalars,
         check=check,
         autocast=False,

@@ -2,12 +2,25 @@
 
 A case names the op's own problem fields where the op has them (`in_channels`, `stride` …) and,
 beside them, the free sizes of a call (`batch`, `height`, `width` …). A suite belongs to the op of
-its name; a new op adds an entry here and nothing else.
+its name; a new op adds an entry here and nothing else. `NETWORKS` are suites of several ops.
 """
 
 from dcn_tvm.suites import deform_conv2d, roi
 from dcn_tvm.suites.case import Case, Size
+from dcn_tvm.suites.networks import NETWORKS
 
-__all__ = ["SUITES", "Case", "Size"]
+__all__ = ["NETWORKS", "SUITES", "Case", "Size", "named"]
 
 SUITES: dict[str, tuple[Case, ...]] = {"deform_conv2d": deform_conv2d.CASES, **roi.SUITES}
+
+
+def named(name: str) -> tuple[Case, ...]:
+    """Return the suite of an op or a network.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known = SUITES | NETWORKS
+    if name not in known:
+        raise ValueError(f"suite must be one of {', '.join(known)}, got {name}")
+    return known[name]

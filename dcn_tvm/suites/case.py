@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from dcn_tvm import ops
+from dcn_tvm.problem import Problem
 
 Size = int | str | tuple[int, int]  # flags are integers to Python
 
@@ -53,6 +58,25 @@ class Case:
         if not isinstance(size, str):
             raise TypeError(f"{name} must be a word, got {size}")
         return size
+
+    def problem(self, dtype: str = "float32", layout: str = "nchw") -> Problem:
+        """Return the static facts of the call.
+
+        Raises:
+            TypeError: there is no such dtype.
+            ValueError: there is no such layout.
+        """
+        kind = ops.registry()[self.op].problem
+        known = {field.name for field in dataclasses.fields(kind)}
+        facts: dict[str, Any] = {name: size for name, size in self.sizes.items() if name in known}
+        return kind(dtype=dtype, layout=layout, **facts)
+
+    @property
+    def free_sizes(self) -> dict[str, int]:
+        """The sizes that are no facts of the problem."""
+        kind = ops.registry()[self.op].problem
+        known = {field.name for field in dataclasses.fields(kind)}
+        return {name: self.integer(name) for name in self.sizes if name not in known}
 
     def resized(self, **sizes: Size) -> Case:
         """Return the case with other sizes."""

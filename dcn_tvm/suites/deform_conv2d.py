@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dcn_tvm.suites.case import Case
+from dcn_tvm.suites.case import Case, Size
 
 
-def _layer(
+def layer(
     batch: int,
     in_channels: int,
     height: int,
@@ -14,9 +14,14 @@ def _layer(
     stride: int,
     dilation: int,
     offset_groups: int,
+    **options: Size,
 ) -> Case:
-    """Return a 3×3 layer that keeps the map's size at stride 1 (padding = dilation)."""
+    """Return a 3×3 layer that keeps the map's size at stride 1 (padding = dilation).
+
+    Options are other fields of the problem: `bias`, `modulated`.
+    """
     extras = [("s", stride), ("d", dilation), ("G", offset_groups)]
+    words = "".join(f" {name}" for name in ("modulated",) if options.get(name))
     return Case(
         op="deform_conv2d",
         sizes={
@@ -31,9 +36,11 @@ def _layer(
             "dilation": (dilation, dilation),
             "offset_groups": offset_groups,
             "bias": True,
+            **options,
         },
         template="{batch}x{in_channels}x{height}x{width}->{out_channels}"
-        + "".join(f" {name}{value}" for name, value in extras if value != 1),
+        + "".join(f" {name}{value}" for name, value in extras if value != 1)
+        + words,
     )
 
 
@@ -41,11 +48,11 @@ def _layer(
 # groups (1st), the same stage and earlier ones at detection sizes, a classifier's 56×56 stage, a
 # restoration network's many offset groups (6th) and a stride-2 layer (7th).
 CASES = (
-    _layer(1, 512, 38, 63, 512, 1, 2, 4),
-    _layer(1, 256, 38, 63, 256, 1, 1, 1),
-    _layer(2, 128, 50, 84, 128, 1, 1, 1),
-    _layer(2, 512, 25, 42, 512, 1, 1, 1),
-    _layer(1, 64, 56, 56, 64, 1, 1, 1),
-    _layer(1, 64, 128, 128, 64, 1, 1, 8),
-    _layer(1, 256, 50, 84, 256, 2, 1, 1),
+    layer(1, 512, 38, 63, 512, 1, 2, 4),
+    layer(1, 256, 38, 63, 256, 1, 1, 1),
+    layer(2, 128, 50, 84, 128, 1, 1, 1),
+    layer(2, 512, 25, 42, 512, 1, 1, 1),
+    layer(1, 64, 56, 56, 64, 1, 1, 1),
+    layer(1, 64, 128, 128, 64, 1, 1, 8),
+    layer(1, 256, 50, 84, 256, 2, 1, 1),
 )
