@@ -45,7 +45,11 @@ class Knobs:
         return answer
 
     def finish(self) -> dict[str, Choice]:
-        """All choices; a recorded name that no question asked for is an error, not ignored."""
+        """All choices; a recorded name that no question asked for is an error, not ignored.
+
+        A schedule calls this after its last question: what does not fit is then refused at once,
+        and a search that wants the questions only goes no further.
+        """
         unknown = sorted(set(self._recorded or ()) - set(self.chosen))
         if unknown:
             raise ValueError(f"the record chooses {unknown[0]!r}, which this schedule does not ask")

@@ -55,6 +55,7 @@ def forward(
         sample_lanes=sample_lanes(problem, lanes),
         taps=_taps(knobs, problem, target, tile * (problem.in_channels + corners)),
     )
+    knobs.finish()
     function, close, graph = te.forward(problem, tiling)
     sch = Schedule(function)
     worker = sch.get_loops(sch.get_sblock("store"))[0]
@@ -91,6 +92,7 @@ def backward_data(
         taps=_taps(knobs, problem, target, tile * width),
         slice=width,
     )
+    knobs.finish()
     function, close, graph = te.backward_data(problem, tiling, outputs)
     sch = Schedule(function)
     _, tile_loop, chunk = sch.get_loops(sch.get_sblock("scatter"))
@@ -141,6 +143,7 @@ def backward_weight(
         sample_lanes=samples,
         slice=width,
     )
+    knobs.finish()
     function, close, graph = te.backward_weight(problem, tiling, outputs)
     sch = Schedule(function)
     if "grad_weight" in outputs:
@@ -205,11 +208,14 @@ def _taps(knobs: Knobs, problem: DeformConv2dProblem, target: Target, tap_items:
 def _slice(
     knobs: Knobs, problem: DeformConv2dProblem, target: Target, lanes: int, wanted: int
 ) -> int:
-    """Channels of a backward worker: at most `wanted`, and work for every core."""
-    options = legal_slices(problem, lanes)
-    channels = options[-1]
-    limit = min(wanted, max(lanes, channels // target.cores))
-    fitting = [width for width in options if width <= limit]
+    """Channels of a backward worker: by default at most `wanted`, always work for every core.
+
+    Where two cores share one unit for vectors a single worker is as fast as two, and would win a
+    search: a record of it would leave all other cores of a larger machine idle.
+    """
+    legal = legal_slices(problem, lanes)
+    options = [width for width in legal if width <= legal[-1] // target.cores] or legal[:1]
+    fitting = [width for width in options if width <= wanted]
     return knobs.choice("slice", options, fitting[-1] if fitting else options[0])
 
 

@@ -66,7 +66,9 @@ def _tiling(
     whole = -(-problem.depth // lanes)
     options = [v for v in VECTORS if v <= whole]
     fitting = [v for v in options if v <= wanted and whole % v == 0]
-    return RoITiling(lanes, knobs.choice("vectors", options, fitting[-1]), by_box)
+    vectors = knobs.choice("vectors", options, fitting[-1])
+    knobs.finish()
+    return RoITiling(lanes, vectors, by_box)
 
 
 def schedule(graph: Any) -> tirx.PrimFunc:
