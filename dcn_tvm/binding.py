@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_tvm import kernels
+from dcn_tvm import kernels, workload
 from dcn_tvm.build import Request
 from dcn_tvm.ops import Kernel, Op
 
@@ -64,7 +64,7 @@ class Binding:
     def backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
         """Gradients of the tensors whose flag in the last argument is set, in their order."""
         tensors, attributes, needed = args[: self.count], args[self.count : -1], args[-1]
-        gradients = self._empty_gradients(tensors, needed)
+        gradients = self.empty_gradients(tensors, needed)
         found = [gradient for gradient in gradients if gradient is not None]
         self.op.check(tensors)
         if not grad.numel():
@@ -78,7 +78,7 @@ class Binding:
 
     def backward_fake(self, grad: Tensor, *args: Any) -> list[Tensor]:
         """The gradients, not filled: their shapes, types and memory formats."""
-        gradients = self._empty_gradients(args[: self.count], args[-1])
+        gradients = self.empty_gradients(args[: self.count], args[-1])
         return [gradient for gradient in gradients if gradient is not None]
 
     def forward_request(self, tensors: Args, attributes: Args) -> Request:
@@ -87,7 +87,16 @@ class Binding:
 
     def run(self, request: Request, values: Args, scalars: tuple[float, ...]) -> None:
         """Call a kernel; what it takes is copied only if it must be, what it fills never."""
+        if workload.listening():
+            sizes = self.op.sizes(values[: self.count], scalars)
+            workload.note(request.problem, sizes, request.kernel)
         function = kernels.get(request)
+        arguments = self.arguments(request, values)
+        torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
+        function(*arguments, *scalars)
+
+    def arguments(self, request: Request, values: Args) -> list[Tensor]:
+        """The tensors that a kernel takes, dense and aligned, and those that it fills."""
         taken, filled = self._signature(request.kernel, request.outputs)
         permuted = request.problem.layout == "nhwc"
         arguments = []
@@ -99,10 +108,14 @@ class Binding:
         for place, is_map in filled:
             value = values[place]
             arguments.append(value.permute(0, 2, 3, 1) if permuted and is_map else value)
-        torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
-        function(*arguments, *scalars)
+        return arguments
 
-    def _empty_gradients(self, tensors: Args, needed: Args) -> list[Tensor | None]:
+    def forget(self) -> None:
+        """Ask for every kernel anew: there may be other records."""
+        self._request.cache_clear()
+
+    def empty_gradients(self, tensors: Args, needed: Args) -> list[Tensor | None]:
+        """Gradients, not filled, of the tensors that are given and whose flag is set."""
         layout = layout_of(tensors[0])
         return [
             _empty(tensor.shape, tensor, layout if spec.map else "nchw")
@@ -116,10 +129,13 @@ class Binding:
     ) -> Request:
         first = tensors[0]
         facts = self.op.facts(tensors, attributes, DTYPES[first.dtype], layout_of(first))
-        return self._request(kernel.name, outputs, *facts)
+        sizes = self.op.sizes(tensors, self.op.scalars(attributes))
+        return self._request(kernel.name, outputs, sizes, *facts)
 
-    def _make_request(self, kernel: str, outputs: tuple[str, ...], *facts: Any) -> Request:
-        return Request(self.op.problem(*facts), kernel, outputs)
+    def _make_request(
+        self, kernel: str, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], *facts: Any
+    ) -> Request:
+        return kernels.request(self.op.problem(*facts), kernel, outputs, dict(sizes))
 
     def _make_signature(self, kernel: str, outputs: tuple[str, ...]) -> tuple[Places, Places]:
         """Where among the values a kernel's inputs and outputs are, and which of them are maps."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from dcn_tvm import ops
+from dcn_tvm import ops, records
 from dcn_tvm.binding import Args, Binding, layout_of
 from dcn_tvm.build import Request
 from dcn_tvm.ops import Op
@@ -30,6 +30,7 @@ from dcn_tvm.ops import Op
 _Run = Callable[..., Any]
 _library = torch.library.Library("dcn_tvm", "DEF")
 _bindings: dict[str, Binding] = {}
+_shortcuts: list[Shortcut] = []
 _keys = torch._C.DispatchKey
 # What the autograd kernel sees when the tensors are plain CPU ones, with no mode around the call.
 _PLAIN = torch._C.DispatchKeySet(_keys.CPU).add(_keys.AutogradCPU).raw_repr()
@@ -58,6 +59,11 @@ class Shortcut:
         self._binding = _bindings[op.name]
         self._backward = getattr(torch.ops.dcn_tvm, f"{op.name}_backward").default
         self._known: dict[Args, _Known] = {}
+        _shortcuts.append(self)
+
+    def forget(self) -> None:
+        """Let the next call of every signature go the long way."""
+        self._known.clear()
 
     def __call__(self, tensors: Args, options: Args) -> Tensor | None:
         """The op's output, or None if the call must go the long way."""
@@ -200,6 +206,15 @@ class _Final(torch.autograd.Function):
             f"double backward through dcn_tvm.{ctx.name} is not implemented: its gradients cannot "
             "be differentiated again"
         )
+
+
+def forget() -> None:
+    """Look records and kernels up again when they are next needed, as after tuning."""
+    records.forget()
+    for binding in _bindings.values():
+        binding.forget()
+    for shortcut in _shortcuts:
+        shortcut.forget()
 
 
 def _bind(op: Op) -> None:

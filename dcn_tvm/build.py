@@ -11,8 +11,8 @@ import shlex
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,32 @@ from dcn_tvm import _resources, openmp, settings
 from dcn_tvm.errors import CompileError
 from dcn_tvm.knobs import Choice, Knobs
 from dcn_tvm.problem import Problem
+from dcn_tvm.space import Space, explore
 from dcn_tvm.target import Target
 
 FAMILIES = {"llvm": "cpu"}  # folder of schedules for each of TVM's target kinds
 SYMBOL = "dcn_tvm_kernel"
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
+Recorded = tuple[tuple[str, Choice], ...] | None
+
 
 @dataclass(frozen=True)
 class Request:
-    """One kernel of one problem, for exactly the outputs asked for."""
+    """One kernel of one problem, for exactly the outputs asked for.
+
+    Attributes:
+        problem: the op's static facts.
+        kernel: its name in the op's contract.
+        outputs: the kernel's outputs that are wanted.
+        recorded: choices of records, as sorted pairs, to be tried in this order before the default;
+            None is a record that says to take the default.
+    """
 
     problem: Problem
     kernel: str
     outputs: tuple[str, ...]
+    recorded: tuple[Recorded, ...] = ()
 
     def __str__(self) -> str:
         p = self.problem
@@ -42,10 +54,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled function and the choices that made it so."""
+    """A scheduled function, the choices that made it so, and which of the records chose them."""
 
     function: Any
     choices: dict[str, Choice]
+    place: int | None = None  # in `Request.recorded`; None for the default
 
     def content_key(self, target: Target) -> str:
         """Hash of what the compiled code depends on: scheduled IR, target and versions."""
@@ -61,6 +74,34 @@ def schedule(request: Request, target: Target, knobs: Knobs | None = None) -> Sc
         ValueError: the recorded choices do not fit the schedule.
     """
     knobs = knobs or Knobs()
+    function = _schedule_of(request, target)(request.problem, target, knobs, request.outputs)
+    return Scheduled(function.with_attr("global_symbol", SYMBOL), knobs.finish())
+
+
+def schedule_recorded(request: Request, target: Target) -> Scheduled:
+    """Run the op's schedule with the first recorded choices that it allows, else its defaults."""
+    for place, recorded in enumerate(request.recorded):
+        if recorded is None:
+            return replace(schedule(request, target), place=place)
+        try:
+            return replace(schedule(request, target, Knobs(dict(recorded))), place=place)
+        except ValueError:  # of a neighbour, or of another version of the schedule
+            continue
+    return schedule(request, target)
+
+
+def space(request: Request, target: Target) -> Space:
+    """Return all choices that the request's schedule allows on the target.
+
+    Raises:
+        NotImplementedError: the target's family has no schedule for this op.
+    """
+    function = _schedule_of(request, target)
+    return explore(lambda knobs: function(request.problem, target, knobs, request.outputs))
+
+
+def _schedule_of(request: Request, target: Target) -> Callable[..., Any]:
+    """The schedule of the request's kernel in the target's family."""
     op = request.problem.op
     name = f"dcn_tvm.schedules.{FAMILIES.get(target.kind)}.{op}"
     try:
@@ -69,8 +110,8 @@ def schedule(request: Request, target: Target, knobs: Knobs | None = None) -> Sc
         if error.name is None or not name.startswith(error.name):
             raise  # not the schedule is missing, but something that it imports
         raise NotImplementedError(f"{op} has no schedule for target {target.kind}") from error
-    function = getattr(module, request.kernel)(request.problem, target, knobs, request.outputs)
-    return Scheduled(function.with_attr("global_symbol", SYMBOL), knobs.finish())
+    function: Callable[..., Any] = getattr(module, request.kernel)
+    return function
 
 
 def compile(request: Request, scheduled: Scheduled, target: Target) -> Any:

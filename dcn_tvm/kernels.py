@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from dcn_tvm import build, openmp, ops, settings
+from dcn_tvm import build, openmp, ops, records, settings
 from dcn_tvm import target as targets
-from dcn_tvm.build import Request, Scheduled
+from dcn_tvm.build import Recorded, Request, Scheduled
 from dcn_tvm.cache import BuildCache, Entry
 from dcn_tvm.errors import CompileError
-from dcn_tvm.knobs import Choice
+from dcn_tvm.knobs import Choice, Choices
 from dcn_tvm.problem import Problem
 from dcn_tvm.target import Target
 
@@ -59,12 +60,25 @@ def build_count() -> int:
     return _built
 
 
-def explain(op: str, problem: Problem) -> list[KernelExplanation]:
-    """Explain the kernels of a problem, each for all of its outputs, compiling none."""
-    contract = ops.registry()[op]
+def request(
+    problem: Problem, kernel: str, outputs: tuple[str, ...], sizes: Mapping[str, int]
+) -> Request:
+    """The request for a kernel at the sizes of a call, with what records say of it."""
+    found = _find_records(problem, kernel, sizes)
+    return Request(problem, kernel, outputs, tuple(_recorded(f.record.choices) for f in found))
+
+
+def explain(problem: Problem, sizes: Mapping[str, int]) -> list[KernelExplanation]:
+    """Explain the kernels of a problem at some sizes, each for all its outputs, compiling none.
+
+    Args:
+        problem: the op's static facts.
+        sizes: the free sizes of a call, by the names of the op's contract. Without them only
+            records of near problems of any size are found.
+    """
     return [
-        _explain(Request(problem, kernel.name, possible_outputs(problem, kernel.outputs)))
-        for kernel in contract.kernels().values()
+        _explain(problem, kernel.name, possible_outputs(problem, kernel.outputs), sizes)
+        for kernel in ops.registry()[problem.op].kernels().values()
     ]
 
 
@@ -74,21 +88,40 @@ def possible_outputs(problem: Problem, outputs: tuple[str, ...]) -> tuple[str, .
     return tuple(name for name in outputs if name not in absent)
 
 
-def _explain(request: Request) -> KernelExplanation:
-    target = targets.detect()
-    entry = _cache().fetch(_request_key(request, target))
+def _explain(
+    problem: Problem, kernel: str, outputs: tuple[str, ...], sizes: Mapping[str, int]
+) -> KernelExplanation:
+    asked, target = request(problem, kernel, outputs, sizes), targets.detect()
+    entry = _cache().fetch(_request_key(asked, target))
     if entry is None:
-        choices = build.schedule(request, target).choices
+        scheduled = build.schedule_recorded(asked, target)
+        choices, place = scheduled.choices, scheduled.place
     else:
         choices = cast("dict[str, Choice]", entry.facts["choices"])
+        place = cast("int | None", entry.facts["place"])
     return KernelExplanation(
-        kernel=f"{request.kernel} -> {', '.join(request.outputs)}",
+        kernel=f"{kernel} -> {', '.join(outputs)}",
         target=target.id,
-        provenance="default",
+        provenance=_provenance(problem, kernel, sizes, place),
         choices=choices,
         cached=entry is not None,
         path=None if entry is None else str(entry.path),
     )
+
+
+def _find_records(
+    problem: Problem, kernel: str, sizes: Mapping[str, int]
+) -> tuple[records.Found, ...]:
+    target = targets.detect()
+    return records.find(problem, kernel, sizes, target.ids, target.cores)
+
+
+def _recorded(choices: Choices | None) -> Recorded:
+    return None if choices is None else tuple(sorted(choices.items()))
+
+
+def _provenance(problem: Problem, kernel: str, sizes: Mapping[str, int], place: int | None) -> str:
+    return "default" if place is None else _find_records(problem, kernel, sizes)[place].provenance
 
 
 def _cache() -> BuildCache:
@@ -103,6 +136,7 @@ def _request_key(request: Request, target: Target) -> str:
     sizes = (target.cores, target.l1_bytes, target.l2_bytes, target.l3_bytes)
     parts = (
         *(request.problem.op, request.problem.to_json(), request.kernel, *request.outputs),
+        json.dumps(request.recorded),
         *(target.key(), *map(str, sizes), *build.versions(), build.fingerprint()),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -112,19 +146,27 @@ def _load(request: Request) -> Callable[..., None]:
     target = targets.detect()
     key = _request_key(request, target)
     built = _cache().fetch(key) or _build(request, target, key)
-    openmp.install()  # before the kernel is linked to the functions that it calls
-    if isinstance(built, Entry):
-        import tvm_ffi
+    return open_library(built.path) if isinstance(built, Entry) else _function_of(built)
 
-        built = tvm_ffi.load_module(str(built.path))
-    _modules.append(built)
-    function: Callable[..., None] = built[build.SYMBOL]
+
+def open_library(path: Path) -> Callable[..., None]:
+    """The function of a kernel's library; the library stays loaded as long as the process runs."""
+    import tvm_ffi
+
+    openmp.install()  # before the kernel is linked to the functions that it calls
+    return _function_of(tvm_ffi.load_module(str(path)))
+
+
+def _function_of(module: Any) -> Callable[..., None]:
+    openmp.install()
+    _modules.append(module)
+    function: Callable[..., None] = module[build.SYMBOL]
     return function
 
 
 def _build(request: Request, target: Target, key: str) -> Any:
     """The stored build, or the module in memory if no C compiler can make a library of it."""
-    scheduled = build.schedule(request, target)
+    scheduled = build.schedule_recorded(request, target)
     module: Any = None
 
     def produce(path: Path) -> None:
@@ -132,7 +174,7 @@ def _build(request: Request, target: Target, key: str) -> Any:
         module = _compile(request, scheduled, target)
         build.link(module, path)
 
-    facts = {"request": str(request), "choices": scheduled.choices}
+    facts = {"request": str(request), "choices": scheduled.choices, "place": scheduled.place}
     try:
         return _cache().store(key, scheduled.content_key(target), produce, facts)
     except CompileError as error:

@@ -133,6 +133,9 @@ def test_a_refusal_of_the_compiler_names_the_kernel(
         arguments.call(dcn_tvm.deform_conv2d)
 
 
+SIZES = {"batch": 1, "height": 5, "width": 6}
+
+
 def problem() -> ops.deform_conv2d.DeformConv2dProblem:
     return ops.deform_conv2d.DeformConv2dProblem(
         "float32", "nchw", 3, 2, kernel_size=(1, 1), modulated=True, bias=True
@@ -142,7 +145,7 @@ def problem() -> ops.deform_conv2d.DeformConv2dProblem:
 def test_explain_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCN_TVM_HOME", str(tmp_path))
     before = kernels.build_count()
-    found = kernels.explain("deform_conv2d", problem())
+    found = kernels.explain(problem(), SIZES)
     assert [entry.kernel for entry in found] == [
         "forward -> output",
         "backward_data -> grad_input, grad_offset, grad_mask",
@@ -157,9 +160,9 @@ def test_explain_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_explain_finds_what_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(home)  # whatever other tests broke
-    fresh = {entry.kernel: entry.choices for entry in kernels.explain("deform_conv2d", problem())}
+    fresh = {entry.kernel: entry.choices for entry in kernels.explain(problem(), SIZES)}
     monkeypatch.setenv("DCN_TVM_HOME", str(home))
-    for entry in kernels.explain("deform_conv2d", problem()):
+    for entry in kernels.explain(problem(), SIZES):
         assert entry.cached
         assert entry.path is not None
         assert Path(entry.path).is_file()
@@ -168,7 +171,7 @@ def test_explain_finds_what_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_explain_leaves_out_gradients_of_absent_tensors() -> None:
     plain = ops.deform_conv2d.DeformConv2dProblem("float32", "nchw", 3, 2, kernel_size=(1, 1))
-    names = [entry.kernel for entry in kernels.explain("deform_conv2d", plain)]
+    names = [entry.kernel for entry in kernels.explain(plain, SIZES)]
     assert names[1:] == [
         "backward_data -> grad_input, grad_offset",
         "backward_weight -> grad_weight",
