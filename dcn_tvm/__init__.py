@@ -4,6 +4,8 @@ Importing the package imports neither TVM nor a schedule; the first call of an o
 its kernels are not in the disk cache.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dcn_tvm import nn, reference
 from dcn_tvm.functional import (
     deform_conv2d,
@@ -14,6 +16,10 @@ from dcn_tvm.functional import (
     roi_align,
     roi_pool,
 )
+from dcn_tvm.workload import record_problems
+
+if TYPE_CHECKING:
+    from dcn_tvm.tuning.session import tune
 
 __all__ = [
     "deform_conv2d",
@@ -22,8 +28,19 @@ __all__ = [
     "nn",
     "ps_roi_align",
     "ps_roi_pool",
+    "record_problems",
     "reference",
     "roi_align",
     "roi_pool",
+    "tune",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the tuner, and TVM with it, where it is first named."""
+    if name == "tune":
+        from dcn_tvm.tuning.session import tune
+
+        return tune
+    raise AttributeError(f"module 'dcn_tvm' has no attribute {name!r}")

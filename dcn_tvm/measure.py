@@ -10,6 +10,7 @@ find their own data in the cache, as they would in a loop; long calls are timed 
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 import statistics
@@ -98,37 +99,65 @@ def rotate(
         >>> sorted(rotate({"sum": lambda: sum(range(99)), "len": lambda: len("dcn")}, seconds=0.01))
         ['len', 'sum']
     """
+    with _no_garbage_collection():
+        turns = {
+            name: functools.partial(_turn_us, call, _calls_per_turn(call, turn_us))
+            for name, call in contenders.items()
+        }
+        return rotate_turns(
+            turns, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds, seed=seed
+        )
+
+
+def rotate_turns(
+    turns: Mapping[str, Callable[[], float]],
+    *,
+    seconds: float,
+    min_rounds: int = 3,
+    max_rounds: int = 100,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Rotate what times itself, such as kernels on another machine.
+
+    Args:
+        turns: name → takes one turn and returns the mean time of a call in microseconds.
+        seconds: as in `rotate`, as are the others.
+        min_rounds: see there.
+        max_rounds: see there.
+        seed: see there.
+
+    Raises:
+        ValueError: `min_rounds` is not in 1 … `max_rounds`.
+    """
     if not 1 <= min_rounds <= max_rounds:
         raise ValueError(f"min_rounds must be in 1 … max_rounds, got {min_rounds} and {max_rounds}")
-    order = list(contenders)
+    order = list(turns)
     shuffle = random.Random(seed).shuffle
     rounds: dict[str, dict[int, float]] = {name: {} for name in order}
-    left_us = dict.fromkeys(order, seconds * 1e6 / max(len(order), 1))
-    with _no_garbage_collection():
-        calls = {name: _calls_per_turn(contenders[name], turn_us) for name in order}
-        for number in range(max_rounds):
-            shuffle(order)
-            for name in order:
-                if number < min_rounds or left_us[name] > 0:
-                    turn = _turn_us(contenders[name], calls[name])
-                    rounds[name][number] = turn / calls[name]
-                    left_us[name] -= turn
-    return {name: Timing(rounds[name]) for name in contenders}
+    left_s = dict.fromkeys(order, seconds / max(len(order), 1))
+    for number in range(max_rounds):
+        shuffle(order)
+        for name in order:
+            if number < min_rounds or left_s[name] > 0:
+                start = time.perf_counter()
+                rounds[name][number] = turns[name]()
+                left_s[name] -= time.perf_counter() - start
+    return {name: Timing(rounds[name]) for name in turns}
 
 
 def _turn_us(call: Callable[[], object], calls: int) -> float:
-    """Return the microseconds that `calls` calls take."""
+    """Return the mean microseconds of `calls` calls."""
     start_ns = time.perf_counter_ns()
     for _ in range(calls):
         call()
-    return (time.perf_counter_ns() - start_ns) / 1e3
+    return (time.perf_counter_ns() - start_ns) / 1e3 / calls
 
 
 def _calls_per_turn(call: Callable[[], object], turn_us: float) -> int:
     """Warm `call` up and return how many calls fill a turn."""
     once_us = _turn_us(call, 1)
     if once_us < turn_us:  # the first call paid for caches and page faults: ask again
-        once_us = min(once_us, _turn_us(call, 3) / 3)
+        once_us = min(once_us, _turn_us(call, 3))
     return max(1, min(MAX_CALLS_PER_TURN, round(turn_us / max(once_us, 1e-3))))
 
 

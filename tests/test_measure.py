@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -51,3 +52,75 @@ def test_percentiles() -> None:
 def test_rounds_must_be_possible() -> None:
     with pytest.raises(ValueError, match="min_rounds"):
         measure.rotate({}, min_rounds=0)
+
+
+class Clock:
+    """A clock which stands still but for the turns that are taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        self.turns: list[str] = []
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now_s)
+
+    def turn(self, name: str, lasts_s: float, says_us: float) -> Callable[[], float]:
+        def take() -> float:
+            self.now_s += lasts_s
+            self.turns.append(name)
+            return says_us + len(self.turns)
+
+        return take
+
+
+def test_what_times_itself_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    turns = {name: clock.turn(name, 1.0, 100.0 * i) for i, name in enumerate("abc")}
+    timings = measure.rotate_turns(turns, seconds=1e9, max_rounds=4)
+    assert list(timings) == ["a", "b", "c"]
+    for i, name in enumerate("abc"):
+        said = [100.0 * i + n for n, turn in enumerate(clock.turns, start=1) if turn == name]
+        assert list(timings[name].rounds.values()) == said
+        assert list(timings[name].rounds) == [0, 1, 2, 3]
+
+
+def test_self_timed_turns_rotate_in_orders_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def orders(seed: int) -> list[tuple[str, ...]]:
+        clock = Clock(monkeypatch)
+        turns = {name: clock.turn(name, 1.0, 1.0) for name in "abc"}
+        measure.rotate_turns(turns, seconds=1e9, max_rounds=12, seed=seed)
+        return [tuple(clock.turns[i : i + 3]) for i in range(0, 36, 3)]
+
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders(0))
+    assert len(set(orders(0))) > 3
+    assert orders(0) == orders(0) != orders(1)
+
+
+def test_a_share_is_spent_by_the_time_that_turns_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the times they say: those of another machine leave out compiling and the way there."""
+    clock = Clock(monkeypatch)
+    turns = {
+        "slow": clock.turn("slow", 10.0, 1.0),
+        "middle": clock.turn("middle", 1.0, 1e9),
+        "fast": clock.turn("fast", 0.5, 1.0),
+    }
+    timings = measure.rotate_turns(turns, seconds=15.0, min_rounds=2, max_rounds=8)
+    counts = {name: len(timing.rounds) for name, timing in timings.items()}
+    assert counts == {"slow": 2, "middle": 5, "fast": 8}  # of 5 s each; 2 and 8 are the bounds
+    assert measure.ratio(timings["slow"], timings["fast"]) > 0
+
+
+def test_a_turn_that_fails_is_not_hidden() -> None:
+    def fail() -> float:
+        raise RuntimeError("the server is gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        measure.rotate_turns({"a": lambda: 1.0, "b": fail}, seconds=1.0)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 5), (6, 5), (-1, -1)])
+def test_rounds_of_self_timed_turns_must_be_possible(least: int, most: int) -> None:
+    with pytest.raises(ValueError, match=f"min_rounds must be .* got {least} and {most}"):
+        measure.rotate_turns({}, seconds=1.0, min_rounds=least, max_rounds=most)
+
+
+def test_nobody_takes_no_turns() -> None:
+    assert measure.rotate_turns({}, seconds=1.0) == {}
