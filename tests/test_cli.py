@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import Exit
 from typer.testing import CliRunner
 
-from dcn_tvm import ops, suites
+from dcn_tvm import gpu, ops, suites, target
 from dcn_tvm.__main__ import app
 from dcn_tvm.cache import BuildCache
+from dcn_tvm.cli import problems
+from dcn_tvm.cli.console import user_input
 
 SMALL = ["in_channels=4", "out_channels=5", "padding=1"]
 SMALL_ROI = ["channels=98", "output_size=7"]
@@ -76,10 +79,155 @@ def test_explain_takes_short_names_and_pairs() -> None:
 def test_explain_without_fields_takes_the_suite(op: str) -> None:
     result = call("explain", op)
     assert result.exit_code == 0, result.output
-    # Of cases that differ in free sizes only, one.
-    fields = ops.registry()[op].problem.__dataclass_fields__
-    problems = {tuple(case.sizes.get(name) for name in fields) for case in suites.SUITES[op]}
-    assert result.stdout.count("dtype float32, layout nchw") == len(problems)
+    assert result.stdout.count("dtype float32, layout nchw") == len(suites.SUITES[op])
+
+
+def test_explain_takes_free_sizes() -> None:
+    result = call("explain", "deform_conv2d", *SMALL, "batch=2", "he=38", "width=63")
+    assert result.exit_code == 0, result.output
+    assert "boundary zeros, batch 2, height 38, width 63" in " ".join(result.stdout.split())
+    result = call("explain", "ps_roi_align", *SMALL_ROI, "boxes=300", "stride=16")
+    assert result.exit_code == 0, result.output
+    assert "boxes 300, stride 16" in " ".join(result.stdout.split())
+
+
+def test_a_size_of_one_op_is_a_field_of_another() -> None:
+    texts = ["in=4", "out=5", "stride=2", "batch=1"]
+    problem, sizes = problems.parse_case("deform_conv2d", texts)
+    assert problem.to_json().count('"stride":[2,2]') == 1
+    assert sizes == {"batch": 1}
+    problem, sizes = problems.parse_case("roi_align", ["channels=4", "output=7", "stride=2"])
+    assert "stride" not in problem.to_json()
+    assert sizes == {"stride": 2}
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_a_suite_has_problems_with_all_their_sizes(name: str) -> None:
+    found = problems.suite_problems(name, "bfloat16", "nhwc")
+    for (problem, sizes), case in zip(found, suites.SUITES[name], strict=True):
+        assert (problem.op, problem.dtype, problem.layout) == (case.op, "bfloat16", "nhwc")
+        fields = problem.__dataclass_fields__.keys()
+        assert not fields & sizes.keys()
+        facts = {name: getattr(problem, name) for name in fields} | sizes
+        assert dict(case.sizes).items() <= facts.items()
+        # As texts, the same case is met again.
+        texts = [f"{name}={_text(value)}" for name, value in case.sizes.items()]
+        texts += ["dtype=bfloat16", "layout=nhwc"]
+        assert problems.cases(case.op, texts) == [(problem, sizes)]
+
+
+def _text(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_an_op_without_a_suite_needs_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "SUITES", {})
+    with pytest.raises(ValueError, match="deform_conv2d also needs in_channels, out_channels"):
+        problems.cases("deform_conv2d", [])
+
+
+FACTS = "x86-64-v2,model=some-cpu,name=Some CPU,cores=3,l1_bytes=48K,l2_bytes=1M,l3_bytes=1G"
+SHOWN = {
+    "name": "Some CPU",
+    "model": "some-cpu",
+    "level": "x86-64-v2",
+    "features": "none",
+    "cores": "3",
+    "lanes": "4",
+    "registers": "16",
+    "l1_bytes": "48 KiB",
+    "l2_bytes": "1 MiB",
+    "l3_bytes": "1 GiB",
+    "choices from": "some-cpu → x86-64-v2 → default",
+}
+
+
+def rows(text: str) -> dict[str, str]:
+    """The facts that a table tells."""
+    cells = (line.split("│") for line in text.splitlines() if line.startswith("│"))
+    return {name.strip(): value.strip() for _, name, value, _ in cells}
+
+
+def spec_of(text: str) -> str:
+    (line,) = (line for line in text.splitlines() if line.startswith("spec: "))
+    return line.removeprefix("spec: ")
+
+
+def test_explain_tells_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "detect", lambda: ())
+    monkeypatch.delenv("DCN_TVM_TARGET", raising=False)
+    result = call("explain", "--target")
+    assert result.exit_code == 0, result.output
+    here = target.detect()
+    found = rows(result.stdout)
+    assert (found["name"], found["model"], found["level"]) == (here.name, here.model, here.level)
+    assert found["choices from"] == " → ".join((*here.ids, "default"))
+    assert spec_of(result.stdout) == here.spec
+    assert result.stdout.endswith("no CUDA device\n")
+    monkeypatch.setenv("DCN_TVM_TARGET", "cores=77")
+    assert rows(call("explain", "--target").stdout)["cores"] == "77"
+
+
+def test_explain_tells_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = (gpu.assumed("sm_90,name=NVIDIA H200,multiprocessors=132"), gpu.assumed("sm_75"))
+    monkeypatch.setattr(gpu, "detect", lambda: devices)
+    text = call("explain", "--target").stdout
+    for said in ("nvidia-h200 → sm_90 → default", "132", "227 KiB", "│ sm_75 → default", "64 KiB"):
+        assert said in text
+    assert all(f"spec: {device.spec}" in text.splitlines() for device in devices)
+    assert "no CUDA device" not in text
+
+
+def test_explain_tells_of_another_machine() -> None:
+    result = call("explain", "--for", FACTS)
+    assert result.exit_code == 0, result.output
+    assert rows(result.stdout).items() >= SHOWN.items()
+    again = call("explain", "--for", spec_of(result.stdout))
+    assert again.stdout == result.stdout
+    found = rows(call("explain", "--for", "sm_80,multiprocessors=108").stdout)
+    assert (found["arch"], found["multiprocessors"]) == ("sm_80", "108")
+    assert found["shared_bytes_per_block_optin"] == "163 KiB"
+    assert found["l2_bytes"] == found["name"] == "unknown"
+
+
+def test_explain_tells_of_kernels_and_machine_at_once() -> None:
+    result = call("explain", "roi_align", "channels=4", "output=7", "--target")
+    assert result.exit_code == 0, result.output
+    assert "│ l1_bytes" in result.stdout
+    assert "grad_input" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name an op, or say --target"),
+        (["--for", "skylake"], "level must be one of x86-64, x86-64-v2"),
+        (["--for", "cores=4"], "level must be one of x86-64, x86-64-v2"),
+        (["--for", "armv8,cores=0"], "cores must be a positive number, got '0'"),
+        (["--for", "sm_90,colour=4"], "fact must be one of name"),
+        (["--for", "armv8", "--target"], "leave the op and --target out"),
+        (["roi_align", "--for", "armv8"], "leave the op and --target out"),
+        (["convolution", "--target"], "op must be one of"),
+    ],
+)
+def test_explain_refuses_wrong_machines(arguments: list[str], said: str) -> None:
+    refused(["explain", *arguments], said)
+
+
+@pytest.mark.parametrize("arguments", [["--target"], ["deform_conv2d", *SMALL]])
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("x86-64-v9", "level must be one of"),
+        ("lanes=0", "lanes must be a positive number, got '0'"),
+        ("-v4", "DCN_TVM_TARGET must be LEVEL,FACT=VALUE,..."),
+    ],
+)
+def test_a_wrong_target_is_refused(
+    arguments: list[str], spec: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCN_TVM_TARGET", spec)
+    refused(["explain", *arguments], said)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +237,10 @@ def test_explain_without_fields_takes_the_suite(op: str) -> None:
         (["in_channels=4"], "also needs out_channels"),
         (["colour=4"], "field must be one of dtype"),
         (["d=1"], "field must be one of dtype, dilation, got d"),
+        (["b=1"], "field must be one of bias, boundary, batch, got b"),
+        ([*SMALL, "boxes=4"], "width, got boxes"),
+        ([*SMALL, "height=0"], "height must be positive, got 0"),
+        ([*SMALL, "height=3x3"], "height must be n, got 3x3"),
         ([*SMALL, "kernel=3x3x3"], "kernel_size must be nxn, got 3x3x3"),
         ([*SMALL, "stride=-1"], "stride must be made of whole numbers, got -1"),
         ([*SMALL, "stride=0"], "stride must be"),
@@ -106,6 +258,13 @@ def test_unknown_names_are_refused() -> None:
     refused(["explain", "convolution"], f"op must be one of {names}, got convolution")
     refused(["bench", "nothing"], f"suite must be one of {names}, got nothing")
     refused(["bench", "--mode", "sideways"], "mode must be one of forward")
+
+
+def test_a_mistake_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exit) as raised, user_input():
+        raise ValueError("[bold]two\nlines[/bold] " + "long " * 40)
+    assert raised.value.exit_code == 2
+    assert capsys.readouterr().err == f"error: [bold]two lines[/bold] {'long ' * 40}".strip() + "\n"
 
 
 def test_unknown_commands_and_options_are_refused() -> None:
@@ -174,5 +333,6 @@ def test_the_module_runs_and_help_is_light() -> None:
     loaded = set(shown.stdout.split())
     assert "dcn_tvm.__main__" in loaded
     assert not loaded & {"tvm", "matplotlib", "jinja2", "onnxruntime", "torchvision"}
+    assert not loaded & {f"dcn_tvm.{name}" for name in ("gpu", "bench", "demo", "measure")}
     command = [sys.executable, "-m", "dcn_tvm", "cache", "info"]
     assert "kernels" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

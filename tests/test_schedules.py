@@ -10,7 +10,7 @@ import torch
 
 import dcn_tvm
 from dcn_tvm import build, ops, target
-from dcn_tvm.build import Request
+from dcn_tvm.build import Request, Scheduled
 from dcn_tvm.knobs import Knobs
 from dcn_tvm.ops.deform_conv2d import DeformConv2dProblem
 from tests.cases import CASES, Arguments
@@ -19,6 +19,13 @@ from tests.oracles import assert_matches_reference
 MACHINE = target.detect()
 POINTS = (0, 1, 2)  # seeds; an odd one runs in channels_last
 NAMES = ("modulated", "groups_crossed", "uneven", "channels_30")
+# All options of one end of every knob, with every type once and both layouts (nhwc: True).
+ENDS = (
+    ("first", torch.float64, True),
+    ("last", torch.float16, False),
+    ("first", torch.bfloat16, False),
+    ("last", torch.float32, True),
+)
 PROBLEM = DeformConv2dProblem(
     "float32", "nhwc", 24, 40, padding=(1, 1), offset_groups=2, modulated=True, bias=True
 )
@@ -40,6 +47,45 @@ def test_random_points_compute_the_same(
             dcn_tvm.deform_conv2d, channels_last(arguments) if seed % 2 else arguments
         )
     assert set(chosen) == set(ops.registry()["deform_conv2d"].kernels())
+
+
+PLACES = {"first": 0, "second": 1, "last": -1}
+
+
+class AtPlace(Knobs):
+    """Answers every question with the option at a place."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self._place = PLACES[place]
+
+    def _answer(self, name: str, legal: Any, default: Any) -> Any:
+        return legal[min(self._place, len(legal) - 1)]
+
+
+def schedule_at(place: str, met: set[str]) -> Callable[[Request], Scheduled]:
+    """Schedule at a place of a space with a choice, and say which kernels were."""
+
+    def make(request: Request) -> Scheduled:
+        made = build.schedule(request, MACHINE, AtPlace(place))
+        space = build.space(request, MACHINE)
+        assert made.choices in space
+        assert space.size > 1
+        met.add(request.kernel)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(("end", "dtype", "last"), ENDS)
+def test_the_ends_of_all_knobs_compute_the_same(
+    end: str, dtype: torch.dtype, last: bool, scheduled_by: Callable[..., None]
+) -> None:
+    met: set[str] = set()
+    scheduled_by(schedule_at(end, met), MACHINE)
+    arguments = CASES["channels_64"].sized(2, 6, 7).arguments(dtype)
+    assert_matches_reference(dcn_tvm.deform_conv2d, channels_last(arguments) if last else arguments)
+    assert met == set(ops.registry()["deform_conv2d"].kernels())
 
 
 @pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3"])

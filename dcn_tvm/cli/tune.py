@@ -1,0 +1,218 @@
+"""`dcn-tvm tune`: search faster choices for problems, on this machine or behind a tracker."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcn_tvm import suites, workload
+from dcn_tvm.cli import problems
+from dcn_tvm.cli.console import needs_extra, user_input, wide
+from dcn_tvm.errors import CompileError
+from dcn_tvm.workload import Workload
+
+if TYPE_CHECKING:
+    from dcn_tvm.target import Target
+    from dcn_tvm.tuning.remote import Tracker
+    from dcn_tvm.tuning.task import Task
+
+
+def tune(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="Suites, or an op and FIELD=VALUE for its fields and sizes."),
+    ] = None,
+    from_model: Annotated[
+        list[Path] | None,
+        typer.Option(help="What a model met: a file of record_problems, or a .py file to run."),
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Of suites; float32 if absent.")] = None,
+    layout: Annotated[list[str] | None, typer.Option(help="Of suites; nchw if absent.")] = None,
+    kernel: Annotated[list[str] | None, typer.Option(help="Only these; all if absent.")] = None,
+    trials: Annotated[int, typer.Option(min=2, help="Points that each kernel tries.")] = 64,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="For all together.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="All cores if absent.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Such as x86-64-v3; see explain --target.")
+    ] = None,
+    tracker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Measure on servers behind a tracker.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Of the servers at the tracker.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on where an earlier session stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would be tuned.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For the records; your own if absent.")
+    ] = None,
+) -> None:
+    """Search faster choices for problems and keep them as records, which later calls use.
+
+    Ctrl-C keeps what was found; --resume goes on. The tracker's protocol has no authentication:
+    use it in trusted networks only.
+    """
+    with user_input():
+        workloads = _restricted(_workloads(what, from_model, dtype, layout), kernel)
+    from dcn_tvm import records
+    from dcn_tvm import target as targets
+
+    with needs_extra():
+        from dcn_tvm.tuning import session
+
+    with user_input():
+        servers = _tracker(tracker, key)
+        machine = (
+            targets.detect()
+            if target is None
+            else targets.parse(target, foreign=servers is not None)
+        )
+        root = output or records.user_root()
+        tasks = session.plan_tasks(workloads, machine, threads or machine.cores)
+        if dry_run:
+            _show_plan(tasks, trials, machine)
+            return
+    from dcn_tvm.cli.progress import Live
+
+    console = wide()
+    with Live(console) as live:
+        try:
+            with user_input():
+                found = session.tune(
+                    workloads,
+                    target=machine,
+                    trials=trials,
+                    minutes=minutes,
+                    threads=threads,
+                    seed=seed,
+                    resume=resume,
+                    tracker=servers,
+                    root=root,
+                    reporter=live,
+                )
+        except (CompileError, OSError) as error:  # no tracker and no server are OSErrors, too
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+    better = [record for record in found if record.choices is not None]
+    console.print(
+        f"{len(better)} of {len(found)} kernels run faster than by default; records: "
+        f"{root / machine.ids[0]}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if left := len(tasks) - len(found) - live.failures:
+        console.print(f"{left} kernels are left: --resume goes on")
+    if live.failures and not found:
+        raise typer.Exit(1)
+
+
+def _workloads(
+    what: Sequence[str] | None,
+    from_model: Sequence[Path] | None,
+    dtype: Sequence[str] | None,
+    layout: Sequence[str] | None,
+) -> list[Workload]:
+    """Return what is named, by suite, by op and fields, or by what a model met."""
+    named = list(what or [])
+    if not named and not from_model:
+        raise ValueError("name a suite, or an op with its fields, or say --from-model FILE")
+    fields = any("=" in text for text in named)
+    if (dtype or layout) and (fields or not named):
+        raise ValueError("--dtype and --layout are for suites; to an op say dtype=float16")
+    found: list[Workload] = []
+    if fields:
+        problem, sizes = problems.parse_case(named[0], named[1:])
+        missing = [name for name in problems.size_names(named[0]) if name not in sizes]
+        if missing:
+            raise ValueError(f"tuning also needs the sizes {', '.join(missing)}")
+        found.append(Workload.of(problem, sizes))
+    else:
+        for name in named:
+            for wanted_layout in layout or ["nchw"]:
+                for wanted_dtype in dtype or ["float32"]:
+                    cases = problems.suite_problems(name, wanted_dtype, wanted_layout)
+                    found += [Workload.of(problem, sizes) for problem, sizes in cases]
+    for path in from_model or []:
+        found += _of_model(path)
+    return found
+
+
+def _of_model(path: Path) -> list[Workload]:
+    """Return what a file of `record_problems` says, or what a program meets when it runs."""
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be a .py file or what record_problems saved, and is not even text"
+        ) from error
+    found = workload.load(path) if path.suffix != ".py" else _met_by(path)
+    if not found:
+        raise ValueError(f"{path} calls no op of dcn_tvm")
+    return found
+
+
+def _met_by(path: Path) -> list[Workload]:
+    """Run a program as `python FILE` does, and return what it calls until it ends."""
+    import dcn_tvm  # the program's calls go through it
+
+    arguments, places = sys.argv, list(sys.path)
+    sys.argv, sys.path[:0] = [str(path)], [str(path.parent.resolve())]
+    try:
+        with dcn_tvm.record_problems() as met:
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise ValueError(f"{path} ended with {error.code!r}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.argv, sys.path[:] = arguments, places
+    return list(met)
+
+
+def _restricted(workloads: list[Workload], kernels: Sequence[str] | None) -> list[Workload]:
+    if not kernels:
+        return workloads
+    known = {kernel for w in workloads for kernel in w.kernels}
+    if unknown := sorted(set(kernels) - known):
+        raise ValueError(f"kernel must be one of {', '.join(sorted(known))}, got {unknown[0]}")
+    chosen = ((w, [k for k in w.kernels if k in kernels]) for w in workloads)
+    return [Workload.of(w.problem, dict(w.sizes), names) for w, names in chosen if names]
+
+
+def _tracker(address: str | None, key: str | None) -> Tracker | None:
+    if (address is None) != (key is None):
+        raise ValueError("--tracker and --key belong together")
+    if address is None or key is None:
+        return None
+    from dcn_tvm.tuning.remote import Tracker
+
+    return Tracker.parse(address, key)
+
+
+def _show_plan(tasks: Sequence[Task], trials: int, target: Target) -> None:
+    from rich.table import Table
+
+    table = Table("kernel", "points", "trials", "knobs", title=f"for {target.ids[0]}")
+    for task in tasks:
+        space = task.space
+        knobs = ", ".join(f"{name} {len(options)}" for name, options in space.knobs.items())
+        table.add_row(str(task), str(space.size), str(min(trials, space.size)), knobs)
+    wide().print(table)
+    total = sum(min(trials, task.space.size) for task in tasks)
+    typer.echo(f"{len(tasks)} kernels, {total} trials")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    assert suites.SUITES  # the names that `what` may have
+    app.command()(tune)
