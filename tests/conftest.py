@@ -6,7 +6,9 @@ import functools
 import os
 import random
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
         home = tempfile.mkdtemp(prefix="dcn_tvm_test_")
         os.environ["DCN_TVM_HOME"] = home
         _made_here.append(home)
+    # A run in the background ignores Ctrl-C, and so would all that its tests start and interrupt.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
 

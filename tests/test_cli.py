@@ -256,7 +256,8 @@ def test_explain_refuses(fields: list[str], said: str) -> None:
 def test_unknown_names_are_refused() -> None:
     names = ", ".join(ops.registry())
     refused(["explain", "convolution"], f"op must be one of {names}, got convolution")
-    refused(["bench", "nothing"], f"suite must be one of {names}, got nothing")
+    known = f"{names}, {', '.join(suites.NETWORKS)}"
+    refused(["bench", "nothing"], f"suite must be one of {known}, got nothing")
     refused(["bench", "--mode", "sideways"], "mode must be one of forward")
 
 

@@ -22,6 +22,7 @@ def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Start without any record, the user's or shipped ones."""
     monkeypatch.setenv("DCN_TVM_HOME", str(tmp_path))
     monkeypatch.setattr("dcn_tvm.records.store.shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(kernels, "_functions", {})  # what other tests of this process built
     bridge.forget()
     yield
     bridge.forget()
