@@ -6,11 +6,10 @@ of an architecture has in common are also in a table here, for machines that hav
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from dcn_tvm.target import parse_number, slug, split_spec
 
@@ -26,6 +25,7 @@ _SHARED_KIB = {
     "sm_100": (228, 227),
     "sm_120": (100, 99),
 }
+_MULTIPROCESSORS = 64  # between those of a small device and those of the largest
 _ARCH = re.compile("sm_[1-9][0-9]{1,2}")
 # Fact → torch's name for it.
 _PROPERTIES = {
@@ -58,6 +58,10 @@ class Gpu:
         registers_per_multiprocessor: of 32 bits.
         l2_bytes: cache of level 2.
         memory_bytes: the device's own.
+        deterministic: whether kernels must give the same bits in every run, as
+            `torch.use_deterministic_algorithms` asks for.
+        tf32: whether products of float32 may be rounded to TF32 first, as
+            `torch.backends.cuda.matmul.allow_tf32` allows.
     """
 
     kind: str
@@ -72,6 +76,13 @@ class Gpu:
     registers_per_multiprocessor: int = 0
     l2_bytes: int = 0
     memory_bytes: int = 0
+    deterministic: bool = False
+    tf32: bool = False
+
+    @property
+    def capability(self) -> int:
+        """Of a CUDA device, such as 90; 0 of others."""
+        return int(self.arch[3:]) if self.kind == "cuda" else 0
 
     @property
     def id(self) -> str:
@@ -85,6 +96,21 @@ class Gpu:
         return (model, self.arch) if model else (self.arch,)
 
     @property
+    def cores(self) -> int:
+        """What a kernel's work is spread over: multiprocessors, or a usual number where unknown."""
+        return self.multiprocessors or _MULTIPROCESSORS
+
+    def key(self) -> str:
+        """Return what generated code depends on, for cache keys."""
+        manner = (name for name in ("deterministic", "tf32") if getattr(self, name))
+        return " ".join((self.kind, self.arch, *manner))
+
+    def to_tvm_dict(self) -> dict[str, object]:
+        """Return the argument for `tvm.target.Target`."""
+        arch = {"arch": self.arch} if self.kind == "cuda" else {}
+        return {"kind": self.kind, **arch}
+
+    @property
     def spec(self) -> str:
         """The text from which `assumed` makes this device again: what is known of it."""
         facts = {name: getattr(self, name) for name in ("name", *_PROPERTIES)}
@@ -93,6 +119,8 @@ class Gpu:
 
 def detect() -> tuple[Gpu, ...]:
     """Return this machine's CUDA devices in torch's order; none if there is no working driver."""
+    import torch
+
     if torch.version.hip is not None:
         return ()  # torch calls other makers' devices CUDA too
     try:
@@ -100,6 +128,21 @@ def detect() -> tuple[Gpu, ...]:
         return tuple(from_properties(torch.cuda.get_device_properties(i)) for i in range(count))
     except (RuntimeError, AssertionError, OSError):  # a driver that is there and does not work
         return ()
+
+
+@functools.cache
+def of_device(index: int) -> Gpu:
+    """Return the CUDA device that torch knows by this index.
+
+    Raises:
+        NotImplementedError: torch was built for the devices of another maker.
+        RuntimeError: there is no such device.
+    """
+    import torch
+
+    if torch.version.hip is not None:
+        raise NotImplementedError("dcn_tvm has kernels for CUDA's devices, not for those of ROCm")
+    return from_properties(torch.cuda.get_device_properties(index))
 
 
 def from_properties(properties: Any) -> Gpu:

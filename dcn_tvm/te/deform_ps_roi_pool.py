@@ -17,17 +17,17 @@ from dcn_tvm.te.roi_bins import Grid, MovedPixels, Pixels, Rule
 
 def forward(problem: DeformPSRoIPoolProblem, tiling: RoITiling) -> roi_graph.Graph:
     """The mean of each moved bin."""
-    return roi_graph.forward(problem, tiling, _rule)
+    return roi_graph.forward(problem, tiling, rule)
 
 
 def backward(
     problem: DeformPSRoIPoolProblem, tiling: RoITiling, outputs: Sequence[str]
 ) -> roi_graph.Graph:
     """The gradients of input and offset."""
-    return roi_graph.backward(problem, tiling, _rule, outputs)
+    return roi_graph.backward(problem, tiling, rule, outputs)
 
 
-def _rule(g: Frame, boxes: te.Tensor) -> Rule:
+def rule(g: Frame, boxes: te.Tensor) -> Rule:
     """The released code's samples, from the edge of each part; or the paper's, eq. 6."""
     p = g.problem
     assert isinstance(p, DeformPSRoIPoolProblem)

@@ -18,17 +18,17 @@ from dcn_tvm.te.roi_bins import Grid, MovedPixels, Pixels, Rule
 
 def forward(problem: DeformRoIPoolProblem, tiling: RoITiling) -> roi_graph.Graph:
     """The mean of each moved bin."""
-    return roi_graph.forward(problem, tiling, _rule)
+    return roi_graph.forward(problem, tiling, rule)
 
 
 def backward(
     problem: DeformRoIPoolProblem, tiling: RoITiling, outputs: Sequence[str]
 ) -> roi_graph.Graph:
     """The gradients of input and offset."""
-    return roi_graph.backward(problem, tiling, _rule, outputs)
+    return roi_graph.backward(problem, tiling, rule, outputs)
 
 
-def _rule(g: Frame, boxes: te.Tensor) -> Rule:
+def rule(g: Frame, boxes: te.Tensor) -> Rule:
     """The paper's bins of whole pixels, or a grid of samples in the unrounded box, as mmcv."""
     p = g.problem
     assert isinstance(p, DeformRoIPoolProblem)

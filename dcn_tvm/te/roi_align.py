@@ -17,17 +17,17 @@ from dcn_tvm.te.roi_bins import Grid, Rule
 
 def forward(problem: RoIAlignProblem, tiling: RoITiling) -> roi_graph.Graph:
     """The mean of the samples of each bin."""
-    return roi_graph.forward(problem, tiling, _rule)
+    return roi_graph.forward(problem, tiling, rule)
 
 
 def backward(
     problem: RoIAlignProblem, tiling: RoITiling, outputs: Sequence[str]
 ) -> roi_graph.Graph:
     """The gradient of the input."""
-    return roi_graph.backward(problem, tiling, _rule, outputs)
+    return roi_graph.backward(problem, tiling, rule, outputs)
 
 
-def _rule(g: Frame, boxes: te.Tensor) -> Rule:
+def rule(g: Frame, boxes: te.Tensor) -> Rule:
     """The unrounded box; without `aligned` half a pixel off and at least one pixel long."""
     p = g.problem
     assert isinstance(p, RoIAlignProblem)

@@ -18,16 +18,16 @@ from dcn_tvm.te.roi_bins import Pixels, Rule
 
 def forward(problem: RoIPoolProblem, tiling: RoITiling) -> roi_graph.Graph:
     """The largest pixel of each bin, or the mean."""
-    return roi_graph.forward(problem, tiling, _rule, maximum=problem.mode == "max")
+    return roi_graph.forward(problem, tiling, rule, maximum=problem.mode == "max")
 
 
 def backward(problem: RoIPoolProblem, tiling: RoITiling, outputs: Sequence[str]) -> roi_graph.Graph:
     """The gradient of the input; a maximum is looked for again, which is less than to keep it."""
     return roi_graph.backward(
-        problem, tiling, _rule, outputs, maximum=problem.mode == "max", needs_input=True
+        problem, tiling, rule, outputs, maximum=problem.mode == "max", needs_input=True
     )
 
 
-def _rule(g: Frame, boxes: te.Tensor) -> Rule:
+def rule(g: Frame, boxes: te.Tensor) -> Rule:
     """Whole pixels, the box's last one inside."""
     return Pixels(g, rounded_box(g, boxes, 1))

@@ -101,6 +101,11 @@ class Array:
         """Where the data lies."""
         return int(self._data.ctypes.data)
 
+    @property
+    def bytes(self) -> int:
+        """How many the data has."""
+        return self._data.nbytes
+
     def numpy(self) -> np.ndarray[Any, Any]:
         """A copy of the values, after `check`."""
         self.check()

@@ -7,7 +7,7 @@ outputs and gradients are laid out by the operator's binding. Names no op.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,12 @@ from dcn_tvm.cuda import lower
 from dcn_tvm.gpu import Gpu
 from dcn_tvm.knobs import Knobs
 
-from .array import Array
+from .array import CUDA, Array
 from .control import using
 from .translate import image
 
 HOPPER = Gpu("cuda", "", "sm_90")
+Run = Callable[[Request, Sequence[Array], Sequence[float]], None]
 _modules: list[Any] = []  # a module's functions are valid only as long as it lives
 _order: list[dict[str, Any]] = [{}]
 
@@ -56,7 +57,23 @@ def emulated(
             for CUDA all the same.
         choose: Makes the knobs of each kernel; a kernel is built once for the same `choose`.
     """
-    binding = _Binding(op_name, target, choose)
+
+    def run(request: Request, arrays: Sequence[Array], scalars: Sequence[float]) -> None:
+        with using(**_order[-1]):
+            kernel(request, target, choose)(*arrays, *scalars)
+
+    return through(op_name, run)
+
+
+def through(op_name: str, run: Run, device: tuple[int, int] = (CUDA, 0)) -> Callable[..., Tensor]:
+    """The public function of an op, with gradients, by a way to run a request's kernel.
+
+    Args:
+        op_name: Of the contract.
+        run: Calls the kernel with the arrays that it takes and fills, and its scalars.
+        device: DLPack's, on which the arrays shall lie.
+    """
+    binding = _Binding(op_name, run, device)
 
     def function(*args: Any, **options: Any) -> Tensor:
         with _Instead(binding):
@@ -80,18 +97,17 @@ def kernel(request: Request, target: Gpu, choose: Callable[[], Knobs] = Knobs) -
 
 
 class _Binding(Binding):
-    """An op's implementation whose kernels run on the emulator."""
+    """An op's implementation whose kernels run elsewhere."""
 
-    def __init__(self, op_name: str, target: Gpu, choose: Callable[[], Knobs]) -> None:
+    def __init__(self, op_name: str, run: Run, device: tuple[int, int]) -> None:
         super().__init__(ops.registry()[op_name])
-        self._target, self._choose = target, choose
+        self._run, self._device = run, device
 
     def run(self, request: Request, values: Any, scalars: tuple[float, ...]) -> None:
         plain = Request(request.problem, request.kernel, request.outputs)
         tensors = self.arguments(plain, values)
-        arrays = [to_array(tensor) for tensor in tensors]
-        with using(**_order[-1]):
-            kernel(plain, self._target, self._choose)(*arrays, *scalars)
+        arrays = [to_array(tensor, self._device) for tensor in tensors]
+        self._run(plain, arrays, scalars)
         for number, (tensor, array) in enumerate(zip(tensors, arrays, strict=True)):
             written = to_tensor(array)
             if number >= len(tensors) - len(request.outputs):
@@ -130,12 +146,13 @@ class _Instead(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def to_array(tensor: Tensor) -> Array:
+def to_array(tensor: Tensor, device: tuple[int, int] = (CUDA, 0)) -> Array:
     """A dense tensor's values on the emulated device."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
-        return Array(tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
-    return Array(tensor.numpy())
+        values = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return Array(values, device=device)
+    return Array(tensor.numpy(), device=device)
 
 
 def to_tensor(array: Array) -> Tensor:
