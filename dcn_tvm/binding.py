@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcn_tvm import kernels, workload
+from dcn_tvm import gpu, kernels, workload
 from dcn_tvm.build import Request
+from dcn_tvm.gpu import Gpu
 from dcn_tvm.ops import Kernel, Op
 
 DTYPES = {
@@ -47,10 +49,11 @@ class Binding:
         self._signature = functools.cache(self._make_signature)
 
     def forward(self, *args: Any) -> Tensor:
-        """The op's output for CPU tensors."""
+        """The op's output for tensors of the CPU or of a CUDA device."""
         tensors, attributes = args[: self.count], args[self.count :]
+        self._check_devices(tensors)
         output = self.forward_fake(*args)
-        self.op.check(tensors)
+        self.check(tensors)
         if output.numel():
             scalars = self.op.scalars(attributes)
             self.run(self.forward_request(tensors, attributes), (*tensors, output), scalars)
@@ -64,9 +67,11 @@ class Binding:
     def backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
         """Gradients of the tensors whose flag in the last argument is set, in their order."""
         tensors, attributes, needed = args[: self.count], args[self.count : -1], args[-1]
+        self._check_devices(tensors, grad)
         gradients = self.empty_gradients(tensors, needed)
         found = [gradient for gradient in gradients if gradient is not None]
-        self.op.check(tensors)
+        if tensors[0].is_cpu:  # a device was asked when it ran forward; to ask again takes its time
+            self.check(tensors)
         if not grad.numel():
             return [gradient.zero_() for gradient in found]
         values, scalars = (*tensors, grad, *gradients), self.op.scalars(attributes)
@@ -85,6 +90,13 @@ class Binding:
         """The kernel that makes the output."""
         return self._find(self.op.forward, self.op.forward.outputs, tensors, attributes)
 
+    def check(self, tensors: Args) -> None:
+        """Refuse what the tensors hold: on the CPU at once, on a device when it comes to it."""
+        if tensors[0].is_cpu:
+            self.op.check(tensors)
+        elif claim := self.op.claim(tensors):
+            torch._assert_async(*claim)
+
     def run(self, request: Request, values: Args, scalars: tuple[float, ...]) -> None:
         """Call a kernel; what it takes is copied only if it must be, what it fills never."""
         if workload.listening():
@@ -92,7 +104,8 @@ class Binding:
             workload.note(request.problem, sizes, request.kernel)
         function = kernels.get(request)
         arguments = self.arguments(request, values)
-        torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
+        if request.target is None:
+            torch.get_num_threads()  # a new Python thread takes over torch's setting with this call
         function(*arguments, *scalars)
 
     def arguments(self, request: Request, values: Args) -> list[Tensor]:
@@ -104,7 +117,7 @@ class Binding:
             value = values[place]
             if value is not None:
                 value = _dense_maps(value) if permuted and is_map else value.contiguous()
-                arguments.append(value.clone() if value.data_ptr() % _ALIGNMENT else value)
+                arguments.append(value if _is_aligned(value) else value.clone())
         for place, is_map in filled:
             value = values[place]
             arguments.append(value.permute(0, 2, 3, 1) if permuted and is_map else value)
@@ -130,12 +143,28 @@ class Binding:
         first = tensors[0]
         facts = self.op.facts(tensors, attributes, DTYPES[first.dtype], layout_of(first))
         sizes = self.op.sizes(tensors, self.op.scalars(attributes))
-        return self._request(kernel.name, outputs, sizes, *facts)
+        target = target_of(first, backward=kernel is not self.op.forward)
+        return self._request(target, kernel.name, outputs, sizes, *facts)
 
     def _make_request(
-        self, kernel: str, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], *facts: Any
+        self,
+        target: Gpu | None,
+        kernel: str,
+        outputs: tuple[str, ...],
+        sizes: tuple[tuple[str, int], ...],
+        *facts: Any,
     ) -> Request:
-        return kernels.request(self.op.problem(*facts), kernel, outputs, dict(sizes))
+        return kernels.request(self.op.problem(*facts), kernel, outputs, dict(sizes), target)
+
+    def _check_devices(self, tensors: Args, grad: Tensor | None = None) -> None:
+        device = tensors[0].device
+        for place, tensor in enumerate((*tensors, grad)):
+            if tensor is not None and tensor.device != device:
+                name = self.op.tensors[place].name if place < self.count else "grad"
+                raise ValueError(
+                    f"{name} must be on the device of {self.op.tensors[0].name}, {device}, "
+                    f"got {tensor.device}"
+                )
 
     def _make_signature(self, kernel: str, outputs: tuple[str, ...]) -> tuple[Places, Places]:
         """Where among the values a kernel's inputs and outputs are, and which of them are maps."""
@@ -145,6 +174,31 @@ class Binding:
             for names in (inputs, outputs)
         )
         return taken, filled
+
+
+def target_of(tensor: Tensor, backward: bool) -> Gpu | None:
+    """The GPU that a call with this tensor is for, in the manner that torch asks for; None: CPU.
+
+    Only gradients are sums whose order may depend on chance, and only float32 has TF32.
+    """
+    if tensor.is_cpu:
+        return None
+    deterministic = backward and torch.are_deterministic_algorithms_enabled()
+    return _in_manner(
+        tensor.device.index, deterministic, tensor.dtype == torch.float32 and _allows_tf32()
+    )
+
+
+@functools.cache
+def _in_manner(index: int, deterministic: bool, tf32: bool) -> Gpu:
+    return replace(gpu.of_device(index), deterministic=deterministic, tf32=tf32)
+
+
+def _allows_tf32() -> bool:
+    """What the user said last, in torch's new words or in its old ones, which must not be mixed."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if precision is None else precision == "tf32"
 
 
 def layout_of(tensor: Tensor) -> str:
@@ -157,6 +211,10 @@ def layout_of(tensor: Tensor) -> str:
 def _empty(shape: Args, like: Tensor, layout: str) -> Tensor:
     form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    return tensor.data_ptr() % _ALIGNMENT == 0
 
 
 def _dense_maps(tensor: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ For each op it defines `dcn_tvm::<op>` and `dcn_tvm::<op>_backward`, with fake k
 rule, so that torch.compile and export need no compiler), autograd and autocast.
 
 A warm call is short. torch.library.register_autograd would take every argument through C++ and back
-a second time (10 us): the autograd kernel of plain CPU tensors calls the implementation itself, and
-dispatches on whatever else there is (fake tensors, modes, other devices). And a call like one that
-was checked before, which nobody listens to, takes a `Shortcut` past checks and dispatcher.
+a second time (10 us): the autograd kernel of plain tensors calls the implementation itself, and
+dispatches on whatever else there is (fake tensors, modes, other devices). And a call of the CPU
+like one that was checked before, which nobody listens to, takes a `Shortcut` past checks and
+dispatcher.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _library = torch.library.Library("dcn_tvm", "DEF")
 _bindings: dict[str, Binding] = {}
 _shortcuts: list[Shortcut] = []
 _keys = torch._C.DispatchKey
-# What the autograd kernel sees when the tensors are plain CPU ones, with no mode around the call.
-_PLAIN = torch._C.DispatchKeySet(_keys.CPU).add(_keys.AutogradCPU).raw_repr()
+# What the autograd kernel sees when the tensors are plain ones of a device that has kernels, and no
+# mode is around the call.
+_PLAIN = frozenset(
+    torch._C.DispatchKeySet(key).add(autograd).raw_repr()
+    for key, autograd in ((_keys.CPU, _keys.AutogradCPU), (_keys.CUDA, _keys.AutogradCUDA))
+)
 _REMEMBERED = 1024  # signatures of calls; a program that has more forgets them all, and starts over
 
 
@@ -102,7 +107,7 @@ class Shortcut:
 
     def _run(self, known: _Known, *args: Any) -> Tensor:
         tensors = args[: self._binding.count]
-        self._binding.op.check(tensors)
+        self._binding.check(tensors)
         output = torch.empty_strided(known.shape, known.strides, dtype=args[0].dtype)
         self._binding.run(known.request, (*tensors, output), known.scalars)
         return output
@@ -225,7 +230,8 @@ def _bind(op: Op) -> None:
     functions = {name: binding.forward, f"{name}_backward": binding.backward}
     fakes = {name: binding.forward_fake, f"{name}_backward": binding.backward_fake}
     for overload, function in functions.items():
-        _library.impl(overload, function, "CPU")
+        for device in ("CPU", "CUDA"):
+            _library.impl(overload, function, device)
         _library.impl(overload, functools.partial(_refuse, name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"dcn_tvm::{overload}", lib=_library)(fakes[overload])
     _register_autograd(op, binding)
@@ -236,7 +242,7 @@ def _refuse(name: str, *args: Any) -> None:
     """What every backend does that has neither kernels of ours nor a shape rule."""
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
     raise NotImplementedError(
-        f"dcn_tvm.{name} has kernels for dense tensors on cpu, got {tensor.layout} on "
+        f"dcn_tvm.{name} has kernels for dense tensors on cpu and cuda, got {tensor.layout} on "
         f"{tensor.device}; dcn_tvm.reference.{name} runs there"
     )
 
@@ -263,7 +269,7 @@ def _register_autograd(op: Op, binding: Binding) -> None:
 
 def _below_autograd(keys: Any, direct: _Run, dispatched: Any) -> _Run:
     """The implementation where nothing lies between autograd and it, else the rest of dispatch."""
-    if keys.raw_repr() == _PLAIN:
+    if keys.raw_repr() in _PLAIN:
         return direct
 
     def run(*args: Any) -> Any:
@@ -282,15 +288,18 @@ def _register_autocast(op: Op) -> None:
     call = getattr(torch.ops.dcn_tvm, op.name).default
     lowered = [place for place, tensor in enumerate(op.tensors) if not tensor.coordinates]
 
-    def autocast(*args: Any) -> Any:
+    def autocast(device: str, key: Any, *args: Any) -> Any:
         cast = list(args)
-        dtype = torch.get_autocast_dtype("cpu") if op.autocast else args[0].dtype
+        dtype = torch.get_autocast_dtype(device) if op.autocast else args[0].dtype
         for place in lowered:
             cast[place] = _cast(args[place], dtype)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_keys.AutocastCPU)):
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return call(*cast)
 
-    _library.impl(op.name, autocast, "AutocastCPU")
+    for device in ("CPU", "CUDA"):
+        key = getattr(_keys, f"Autocast{device}")
+        function = functools.partial(autocast, device.lower(), key)
+        _library.impl(op.name, function, f"Autocast{device}")
 
 
 def _cast(arg: Any, dtype: torch.dtype) -> Any:

@@ -7,23 +7,32 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import platform
 import shlex
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dcn_tvm import _resources, openmp, settings
+from dcn_tvm import target as targets
+from dcn_tvm.cuda import compiler, lower
 from dcn_tvm.errors import CompileError
+from dcn_tvm.gpu import Gpu
 from dcn_tvm.knobs import Choice, Knobs
 from dcn_tvm.problem import Problem
 from dcn_tvm.space import Space, explore
 from dcn_tvm.target import Target
 
-FAMILIES = {"llvm": "cpu"}  # folder of schedules for each of TVM's target kinds
+# For each of TVM's target kinds the folders of its schedules; the first that has a kernel's counts.
+FAMILIES = {
+    "llvm": ("cpu",),
+    "cuda": ("cuda", "gpu"),
+    **dict.fromkeys(("opencl", "metal", "webgpu", "rocm", "vulkan"), ("gpu",)),
+}
 SYMBOL = "dcn_tvm_kernel"
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
@@ -40,16 +49,18 @@ class Request:
         outputs: the kernel's outputs that are wanted.
         recorded: choices of records, as sorted pairs, to be tried in this order before the default;
             None is a record that says to take the default.
+        target: the GPU that it is for; None is this machine's CPU.
     """
 
     problem: Problem
     kernel: str
     outputs: tuple[str, ...]
     recorded: tuple[Recorded, ...] = ()
+    target: Gpu | None = None
 
     def __str__(self) -> str:
-        p = self.problem
-        return f"{p.op}.{self.kernel} -> {', '.join(self.outputs)} ({p.dtype}, {p.layout})"
+        p, where = self.problem, f", {self.target.key()}" if self.target else ""
+        return f"{p.op}.{self.kernel} -> {', '.join(self.outputs)} ({p.dtype}, {p.layout}{where})"
 
 
 @dataclass(frozen=True)
@@ -60,13 +71,19 @@ class Scheduled:
     choices: dict[str, Choice]
     place: int | None = None  # in `Request.recorded`; None for the default
 
-    def content_key(self, target: Target) -> str:
-        """Hash of what the compiled code depends on: scheduled IR, target and versions."""
-        parts = (self.function.script(), target.key(), *versions())
+    def content_key(self, target: Target | Gpu) -> str:
+        """Hash of what the compiled code depends on: scheduled IR, target and versions.
+
+        Raises:
+            CompileError: the target is a GPU, and there is no compiler for it.
+        """
+        parts = [self.function.script(), target.key(), *versions()]
+        if isinstance(target, Gpu):
+            parts += [any_host().key(), compiler.version(), _digest(_launcher())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def schedule(request: Request, target: Target, knobs: Knobs | None = None) -> Scheduled:
+def schedule(request: Request, target: Target | Gpu, knobs: Knobs | None = None) -> Scheduled:
     """Run the op's schedule with the choices that `knobs` make: by default, its own defaults.
 
     Raises:
@@ -78,7 +95,7 @@ def schedule(request: Request, target: Target, knobs: Knobs | None = None) -> Sc
     return Scheduled(function.with_attr("global_symbol", SYMBOL), knobs.finish())
 
 
-def schedule_recorded(request: Request, target: Target) -> Scheduled:
+def schedule_recorded(request: Request, target: Target | Gpu) -> Scheduled:
     """Run the op's schedule with the first recorded choices that it allows, else its defaults."""
     for place, recorded in enumerate(request.recorded):
         if recorded is None:
@@ -90,7 +107,7 @@ def schedule_recorded(request: Request, target: Target) -> Scheduled:
     return schedule(request, target)
 
 
-def space(request: Request, target: Target) -> Space:
+def space(request: Request, target: Target | Gpu) -> Space:
     """Return all choices that the request's schedule allows on the target.
 
     Raises:
@@ -100,34 +117,64 @@ def space(request: Request, target: Target) -> Space:
     return explore(lambda knobs: function(request.problem, target, knobs, request.outputs))
 
 
-def _schedule_of(request: Request, target: Target) -> Callable[..., Any]:
-    """The schedule of the request's kernel in the target's family."""
+def _schedule_of(request: Request, target: Target | Gpu) -> Callable[..., Any]:
+    """The schedule of the request's kernel in the first of the target's families that has it."""
     op = request.problem.op
-    name = f"dcn_tvm.schedules.{FAMILIES.get(target.kind)}.{op}"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise  # not the schedule is missing, but something that it imports
-        raise NotImplementedError(f"{op} has no schedule for target {target.kind}") from error
-    function: Callable[..., Any] = getattr(module, request.kernel)
-    return function
+    for family in FAMILIES.get(target.kind, ()):
+        name = f"dcn_tvm.schedules.{family}.{op}"
+        try:
+            function = getattr(importlib.import_module(name), request.kernel, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # not the schedule is missing, but something that it imports
+            continue
+        if callable(function):
+            return cast("Callable[..., Any]", function)
+    raise NotImplementedError(f"{op} has no schedule for target {target.kind}")
 
 
-def compile(request: Request, scheduled: Scheduled, target: Target) -> Any:
+def compile(
+    request: Request, scheduled: Scheduled, target: Target | Gpu, host: Target | None = None
+) -> Any:
     """Compile in this process and return TVM's runtime module.
 
+    Args:
+        request: what is compiled, for messages.
+        scheduled: its function.
+        target: that it is scheduled for.
+        host: of a GPU, the CPU of the part that launches kernels; by default any of this machine's
+            architecture.
+
     Raises:
-        CompileError: TVM or LLVM refused.
+        CompileError: TVM, LLVM or the GPU's compiler refused.
     """
     import tvm
 
-    module = tvm.IRModule({SYMBOL: scheduled.function})
     try:
         with _announced(f"compiling {request} for {target.id}"):
+            if isinstance(target, Gpu):
+                return _compile_for_gpu(scheduled.function, target, host or any_host())
+            module = tvm.IRModule({SYMBOL: scheduled.function})
             return tvm.compile(module, target=tvm.target.Target(target.to_tvm_dict())).mod
-    except (RuntimeError, TypeError, ValueError) as error:  # TVM's own are RuntimeErrors
+    except (CompileError, RuntimeError, TypeError, ValueError) as error:  # TVM's: RuntimeErrors
         raise CompileError(f"cannot compile {request} for {target.key()}: {error}") from error
+
+
+def _compile_for_gpu(function: Any, target: Gpu, host: Target) -> Any:
+    if target.kind != "cuda":
+        raise CompileError(f"kernels can be launched on cuda, not on {target.kind}")
+    lowered = lower.lower(function, target.to_tvm_dict(), host.to_tvm_dict())
+    return lower.assemble(lowered, compiler.compile(lowered.source, target.arch))
+
+
+@functools.cache
+def any_host() -> Target:
+    """Any CPU of this machine's architecture: what launches kernels gains nothing from more."""
+    level = targets.levels(targets.arch_of(platform.machine()))[0]
+    try:
+        return targets.parse(level, foreign=True)
+    except ValueError:  # an architecture of which nothing is known
+        return targets.detect()
 
 
 def link(module: Any, path: Path) -> None:
@@ -159,11 +206,22 @@ def versions() -> tuple[str, ...]:
 @functools.cache
 def fingerprint() -> str:
     """Hash of the sources that decide what a request compiles to."""
+    names = ("build.py", "gpu.py", "knobs.py", "problem.py", "target.py")
     package = Path(__file__).parent
-    files = [package / name for name in ("build.py", "knobs.py", "problem.py", "target.py")]
+    files = [package / name for name in names]
     files += sorted((package / "ops").glob("*.py"))
-    files += sorted((package / "te").glob("*.py"))
+    files += sorted((package / "te").rglob("*.py"))
     files += sorted(_resources.root("schedules").rglob("*.py"))
+    return _digest((*files, *_launcher()))
+
+
+def _launcher() -> tuple[Path, ...]:
+    """The files that make a GPU's library of a scheduled function."""
+    folder = Path(__file__).parent / "cuda"
+    return tuple(sorted((*folder.rglob("*.py"), *folder.rglob("*.ll"))))
+
+
+def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

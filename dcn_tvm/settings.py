@@ -1,10 +1,12 @@
 """The environment variables that dcn_tvm reads, all of them.
 
-| variable           | meaning                                              | default             |
-|--------------------|------------------------------------------------------|---------------------|
-| `DCN_TVM_HOME`     | folder of everything kept on disk: builds, records   | user's cache folder |
-| `DCN_TVM_TARGET`   | facts to be changed: `LEVEL,FACT=VALUE,...`          | as detected         |
-| `DCN_TVM_PROGRESS` | say what is being compiled: `auto`, `0` or `1`       | `auto`: on a tty    |
+| variable                | meaning                                          | default             |
+|-------------------------|--------------------------------------------------|---------------------|
+| `DCN_TVM_HOME`          | folder of what is kept on disk: builds, records  | user's cache folder |
+| `DCN_TVM_TARGET`        | facts to be changed: `LEVEL,FACT=VALUE,...`      | as detected         |
+| `DCN_TVM_PROGRESS`      | say what is being compiled: `auto`, `0` or `1`   | `auto`: on a tty    |
+| `DCN_TVM_CUDA_COMPILER` | the only compiler for GPUs: `nvcc` or `nvrtc`    | nvcc, then NVRTC    |
+| `DCN_TVM_CUDA_DRIVER`   | CUDA's driver; `cuda/launch.c` reads it          | `libcuda.so.1`      |
 
 They are read when they are needed, not at import, so a program may set them first.
 """
@@ -55,6 +57,18 @@ def target() -> str | None:
             f"DCN_TVM_TARGET must be LEVEL,FACT=VALUE,... such as 'x86-64-v3,cores=8', got {text!r}"
         )
     return text
+
+
+def cuda_compiler() -> str | None:
+    """Return "nvcc" or "nvrtc" if no other compiler may be used for GPUs, else None.
+
+    Raises:
+        ValueError: `DCN_TVM_CUDA_COMPILER` is none of the two.
+    """
+    text = os.environ.get("DCN_TVM_CUDA_COMPILER", "").strip().lower()
+    if text not in ("", "nvcc", "nvrtc"):
+        raise ValueError(f"DCN_TVM_CUDA_COMPILER must be nvcc or nvrtc, got {text!r}")
+    return text or None
 
 
 def progress() -> bool:

@@ -62,6 +62,8 @@ class Op:
             its time depends; plain and fast, and raises nothing, as it runs in calls.
         scalars: the attributes that are free variables of every kernel, as numbers.
         check: refuses tensors for what they hold, which no shape tells; only real data is checked.
+        claim: the same for data on a device, without waiting for it: a tensor of one bool that must
+            come out true, and what it says; None if there is nothing to say.
         autocast: whether autocast lowers the tensors, as for a convolution; else they all get the
             first one's type.
     """
@@ -78,6 +80,7 @@ class Op:
     sizes: Callable[[Sequence[Any], tuple[float, ...]], tuple[tuple[str, int], ...]]
     scalars: Callable[[Sequence[Any]], tuple[float, ...]] = lambda attributes: ()
     check: Callable[[Sequence[Any]], None] = lambda tensors: None
+    claim: Callable[[Sequence[Any]], tuple[Any, str] | None] = lambda tensors: None
     autocast: bool = True
 
     @property

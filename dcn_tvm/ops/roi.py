@@ -85,6 +85,22 @@ def check(tensors: Sequence[Any]) -> None:
         )
 
 
+def claim(tensors: Sequence[Any]) -> tuple[Any, str] | None:
+    """What `check` says, for a device to find out.
+
+    Raises:
+        ValueError: there are boxes, and no image at all.
+    """
+    input, boxes = tensors[:2]
+    if not boxes.shape[0]:
+        return None
+    batch, index = input.shape[0], boxes[:, 0]
+    text = f"the boxes' batch indices must be in 0 ... {batch - 1} for a batch of {batch}"
+    if not batch:
+        raise ValueError(text)
+    return ((index >= 0) & (index < batch)).all(), text
+
+
 def needs(kernel: Kernel, outputs: tuple[str, ...]) -> tuple[str, ...]:
     """Averages are linear in the input: only the gradient of the offset reads it."""
     if kernel.name == "forward" or "grad_offset" in outputs:
@@ -161,5 +177,6 @@ def roi_op(
         sizes=sizes,
         scalars=scalars,
         check=check,
+        claim=claim,
         autocast=False,
     )

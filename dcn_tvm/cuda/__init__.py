@@ -1,0 +1,1 @@
+"""Compiling and launching kernels on CUDA devices, without TVM's own runtime for them."""
