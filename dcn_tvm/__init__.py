@@ -7,6 +7,7 @@ its kernels are not in the disk cache.
 from typing import TYPE_CHECKING, Any
 
 from dcn_tvm import nn, reference
+from dcn_tvm.bundles import load as load_bundle
 from dcn_tvm.functional import (
     deform_conv2d,
     deform_ps_roi_pool,
@@ -25,6 +26,7 @@ __all__ = [
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",
+    "load_bundle",
     "nn",
     "ps_roi_align",
     "ps_roi_pool",

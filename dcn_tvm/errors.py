@@ -11,3 +11,7 @@ class CompileError(DcnTvmError):
 
 class CacheError(DcnTvmError):
     """The build cache could not hold a build, not even in a temporary folder."""
+
+
+class BundleError(DcnTvmError, ValueError):
+    """A bundle is damaged, or not for this machine, or lacks a kernel; the message says which."""

@@ -12,7 +12,8 @@ libtvm_runtime nor `import tvm`, which costs 2 s.
    process then anyway, because kernels are compiled in memory, and so are its scratch functions.
    C says the rest (a cache of blocks, thread exit, errors) in half the lines of IR; IR needs no
    compiler: the short half in both languages is less code than either of them alone.
-3. Where torch has no OpenMP with GNU's entry points (macOS, Windows), TVM keeps its own pool with
+3. With neither, a bundle of compiled kernels brings the shim for its machine along: `offer`.
+4. Where torch has no OpenMP with GNU's entry points (macOS, Windows), TVM keeps its own pool with
    as many unpinned threads as there are cores. It does not follow `torch.set_num_threads()`, and
    the environment that sizes it must be read before anything else has used it.
 
@@ -40,7 +41,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcn_tvm import settings
-from dcn_tvm.cache import BuildCache, Entry
+from dcn_tvm.cache import BuildCache
 from dcn_tvm.errors import CacheError, CompileError
 
 _Shim = tuple[Callable[[], object], Callable[[], object]]  # register, set_serial
@@ -52,8 +53,9 @@ _ENTRY_POINTS = (
     "omp_get_num_threads",
 )
 
-_C, _IR = (Path(__file__).with_name(f"openmp.{kind}") for kind in ("c", "ll"))
+SOURCE, _IR = (Path(__file__).with_name(f"openmp.{kind}") for kind in ("c", "ll"))
 
+_offers: list[Callable[[], Path | None]] = []
 _lock = threading.Lock()
 _register: Callable[[], object] | None = None
 _set_serial: Callable[[], object] | None = None
@@ -77,6 +79,11 @@ def install() -> str:
     assert _register is not None
     _register()
     return _pool
+
+
+def offer(find: Callable[[], Path | None]) -> None:
+    """Take the shim from `find`, if that has one, before one is compiled here."""
+    _offers.append(find)
 
 
 def find_compiler() -> list[str] | None:
@@ -137,35 +144,39 @@ def _openmp_libraries() -> Iterator[ctypes.CDLL]:
 
 
 def _load_library(openmp: dict[str, int]) -> _Shim | None:
-    """Load the C shim, compiled now if the cache does not hold it; None if that is impossible."""
+    """Load the C shim that is offered, cached or compiled now; None if there is no way to one."""
     importlib.import_module("tvm_ffi")  # it loads libtvm_ffi, which the shim calls
-    try:
-        entry = _compiled()
-        if entry is None:
-            return None
-        library = ctypes.PyDLL(str(entry.path))  # for ever: threads that end later run end_thread
-    except (CompileError, CacheError, OSError) as error:
-        warnings.warn(f"kernels are launched through LLVM's JIT: {error}", stacklevel=4)
+    library = next(_libraries(), None)
+    if library is None:
         return None
     if library.dcn_tvm_start(*(ctypes.c_void_p(openmp[name]) for name in _ENTRY_POINTS)):
         raise CompileError("the process has no thread-specific key left for the kernels' scratch")
     return library.dcn_tvm_register, library.dcn_tvm_set_serial
 
 
-def _compiled() -> Entry | None:
+def _libraries() -> Iterator[ctypes.PyDLL]:
+    for find in (*_offers, _compiled):
+        try:
+            if path := find():
+                yield ctypes.PyDLL(str(path))  # for ever: threads that end later run end_thread
+        except (CompileError, CacheError, OSError) as error:
+            warnings.warn(f"the C shim that launches kernels is not used: {error}", stacklevel=6)
+
+
+def _compiled() -> Path | None:
     cache = BuildCache(settings.home() / "builds")
     system = (platform.machine(), *platform.libc_ver(), *_FLAGS)
-    key = hashlib.sha256("\n".join((*system, _C.read_text())).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((*system, SOURCE.read_text())).encode()).hexdigest()
     compiler = find_compiler()
     entry = cache.fetch(key)
     if entry is None and compiler is not None:
         facts = {"kernel": "openmp shim", "compiler": shlex.join(compiler)}
         entry = cache.store(key, key, functools.partial(_compile, compiler), facts)
-    return entry
+    return None if entry is None else entry.path
 
 
 def _compile(compiler: list[str], path: Path) -> None:
-    command = [*compiler, *_FLAGS, str(_C), "-o", str(path)]
+    command = [*compiler, *_FLAGS, str(SOURCE), "-o", str(path)]
     try:
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
@@ -174,7 +185,13 @@ def _compile(compiler: list[str], path: Path) -> None:
 
 
 def _load_ir(openmp: dict[str, int]) -> _Shim:
-    import tvm
+    try:
+        import tvm
+    except ModuleNotFoundError as error:
+        raise CompileError(
+            "kernels are launched by a shim, which needs a C compiler (cc, gcc or clang), or "
+            "apache-tvm, or a bundle of kernels for this machine's CPU, which brings it along"
+        ) from error
     import tvm_ffi
     from tvm import te
 

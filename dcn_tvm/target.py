@@ -134,7 +134,7 @@ class Target:
     def to_tvm_dict(self) -> dict[str, object]:
         """Return the argument for `tvm.target.Target`."""
         facts: dict[str, object] = {"kind": self.kind, "num-cores": self.cores}
-        if self.arch != _arch(platform.machine()):
+        if self.arch != arch_of(platform.machine()):
             facts["mtriple"] = f"{self.arch.replace('-', '_')}-unknown-linux-gnu"
         if self.arch == "x86-64":
             facts["mcpu"] = self.level
@@ -142,6 +142,16 @@ class Target:
         if self.features:
             facts["mattr"] = list(self.features)
         return facts
+
+    def refusal(self, code: Target) -> str | None:
+        """Return why this machine cannot run what is compiled for the target `code`, if so."""
+        if code.arch != self.arch:
+            return f"it is for {code.arch}, and this machine is {self.arch}"
+        if code.level not in _levels_up_to(self.level, self.arch):
+            return f"it is for {code.level}, and this machine has {self.level}"
+        if missing := [feature for feature in code.features if feature not in self.features]:
+            return f"it needs {' '.join(missing)}, which this machine does not have"
+        return None
 
     def at_level(self, level: str) -> Target:
         """Return the same machine as if its instruction set ended at `level`.
@@ -257,7 +267,7 @@ def from_facts(
         caches: bytes of the data or unified cache of each level; what is missing is assumed.
         cores: that the process may use.
     """
-    arch = _arch(machine)
+    arch = arch_of(machine)
     flags = frozenset((cpuinfo.get("flags") or cpuinfo.get("Features", "")).split())
     known = _levels_of(arch, flags)
     level = known[-1]
@@ -281,7 +291,8 @@ def from_facts(
     )
 
 
-def _arch(machine: str) -> str:
+def arch_of(machine: str) -> str:
+    """Return our name for what `platform.machine()` says."""
     names = {"amd64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}
     return names.get(machine.lower(), machine.lower())
 
@@ -289,6 +300,11 @@ def _arch(machine: str) -> str:
 def _vectors(level: str) -> tuple[int, int]:
     """Float32 values in a vector register, and how many registers there are."""
     return _LANES.get(level, 4), _REGISTERS.get(level, 32)
+
+
+def levels(arch: str) -> tuple[str, ...]:
+    """Return the levels of an architecture that are told apart, the lowest first."""
+    return _LEVELS.get(arch, (arch,))
 
 
 def _levels_up_to(level: str, arch: str) -> tuple[str, ...]:

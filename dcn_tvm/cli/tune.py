@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcn_tvm import suites, workload
-from dcn_tvm.cli import problems
+from dcn_tvm import suites
+from dcn_tvm.cli import workloads
 from dcn_tvm.cli.console import needs_extra, user_input, wide
 from dcn_tvm.errors import CompileError
-from dcn_tvm.workload import Workload
 
 if TYPE_CHECKING:
     from dcn_tvm.target import Target
@@ -58,7 +54,9 @@ def tune(
     use it in trusted networks only.
     """
     with user_input():
-        workloads = _restricted(_workloads(what, from_model, dtype, layout), kernel)
+        chosen = workloads.restricted(
+            workloads.named(what, from_model, dtype, layout, sizes=True), kernel
+        )
     from dcn_tvm import records
     from dcn_tvm import target as targets
 
@@ -73,7 +71,7 @@ def tune(
             else targets.parse(target, foreign=servers is not None)
         )
         root = output or records.user_root()
-        tasks = session.plan_tasks(workloads, machine, threads or machine.cores)
+        tasks = session.plan_tasks(chosen, machine, threads or machine.cores)
         if dry_run:
             _show_plan(tasks, trials, machine)
             return
@@ -84,7 +82,7 @@ def tune(
         try:
             with user_input():
                 found = session.tune(
-                    workloads,
+                    chosen,
                     target=machine,
                     trials=trials,
                     minutes=minutes,
@@ -110,83 +108,6 @@ def tune(
         console.print(f"{left} kernels are left: --resume goes on")
     if live.failures and not found:
         raise typer.Exit(1)
-
-
-def _workloads(
-    what: Sequence[str] | None,
-    from_model: Sequence[Path] | None,
-    dtype: Sequence[str] | None,
-    layout: Sequence[str] | None,
-) -> list[Workload]:
-    """Return what is named, by suite, by op and fields, or by what a model met."""
-    named = list(what or [])
-    if not named and not from_model:
-        raise ValueError("name a suite, or an op with its fields, or say --from-model FILE")
-    fields = any("=" in text for text in named)
-    if (dtype or layout) and (fields or not named):
-        raise ValueError("--dtype and --layout are for suites; to an op say dtype=float16")
-    found: list[Workload] = []
-    if fields:
-        problem, sizes = problems.parse_case(named[0], named[1:])
-        missing = [name for name in problems.size_names(named[0]) if name not in sizes]
-        if missing:
-            raise ValueError(f"tuning also needs the sizes {', '.join(missing)}")
-        found.append(Workload.of(problem, sizes))
-    else:
-        for name in named:
-            for wanted_layout in layout or ["nchw"]:
-                for wanted_dtype in dtype or ["float32"]:
-                    cases = problems.suite_problems(name, wanted_dtype, wanted_layout)
-                    found += [Workload.of(problem, sizes) for problem, sizes in cases]
-    for path in from_model or []:
-        found += _of_model(path)
-    return found
-
-
-def _of_model(path: Path) -> list[Workload]:
-    """Return what a file of `record_problems` says, or what a program meets when it runs."""
-    try:
-        path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be a .py file or what record_problems saved, and is not even text"
-        ) from error
-    found = workload.load(path) if path.suffix != ".py" else _met_by(path)
-    if not found:
-        raise ValueError(f"{path} calls no op of dcn_tvm")
-    return found
-
-
-def _met_by(path: Path) -> list[Workload]:
-    """Run a program as `python FILE` does, and return what it calls until it ends."""
-    import dcn_tvm  # the program's calls go through it
-
-    arguments, places = sys.argv, list(sys.path)
-    sys.argv, sys.path[:0] = [str(path)], [str(path.parent.resolve())]
-    try:
-        with dcn_tvm.record_problems() as met:
-            runpy.run_path(str(path), run_name="__main__")
-    except SystemExit as error:
-        if error.code not in (None, 0):
-            raise ValueError(f"{path} ended with {error.code!r}") from error
-    except Exception as error:
-        traceback.print_exc()
-        raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.argv, sys.path[:] = arguments, places
-    return list(met)
-
-
-def _restricted(workloads: list[Workload], kernels: Sequence[str] | None) -> list[Workload]:
-    if not kernels:
-        return workloads
-    known = {kernel for w in workloads for kernel in w.kernels}
-    if unknown := sorted(set(kernels) - known):
-        raise ValueError(f"kernel must be one of {', '.join(sorted(known))}, got {unknown[0]}")
-    chosen = ((w, [k for k in w.kernels if k in kernels]) for w in workloads)
-    return [Workload.of(w.problem, dict(w.sizes), names) for w, names in chosen if names]
 
 
 def _tracker(address: str | None, key: str | None) -> Tracker | None:
