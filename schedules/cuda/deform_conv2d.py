@@ -37,7 +37,8 @@ def forward(
     tensor = _tensor(problem, target)
     if not tensor:
         return gpu.forward(problem, target, knobs, outputs)
-    wide = products.round_up(problem.out_channels // problem.groups, WIDTHS)
+    # as wide as there are outputs: each panel of them samples its columns anew
+    wide = products.round_up(problem.out_channels // problem.groups, (*WIDTHS, 256))
     shape = products.warp_shape(
         *(target, knobs, tensor, (64, wide), gpu.forward_bytes(problem)),
         by_rows=problem.layout == "nchw",

@@ -32,6 +32,7 @@ def forward(
     shape = products.thread_shape(
         *(target, knobs, (64, products.round_up(outs, WIDTHS)), forward_bytes(problem)),
         by_rows=problem.layout == "nchw",
+        numbers=_numbers(problem),
     )
     blocks = products.blocks(target, knobs)
     knobs.finish()
@@ -43,7 +44,9 @@ def backward_data(
 ) -> tirx.PrimFunc:
     """Gradients of input, offset and mask: a block has rows and one tap."""
     channels = products.round_up(problem.in_channels // problem.groups, WIDTHS)
-    shape = products.thread_shape(target, knobs, (64, channels), data_bytes(problem, outputs))
+    shape = products.thread_shape(
+        *(target, knobs, (64, channels), data_bytes(problem, outputs)), numbers=_numbers(problem)
+    )
     knobs.finish()
     manner = "owned" if target.kind != "cuda" else "fixed" if target.deterministic else "atomic"
     return deform_data.backward_data(problem, shape, manner, outputs)
@@ -57,10 +60,17 @@ def backward_weight(
         products.round_up(c // problem.groups, WIDTHS)
         for c in (problem.in_channels, problem.out_channels)
     )
-    shape = products.thread_shape(target, knobs, (tile[0], tile[1]), weight_bytes(problem))
+    shape = products.thread_shape(
+        *(target, knobs, (tile[0], tile[1]), weight_bytes(problem)), numbers=_numbers(problem)
+    )
     blocks = products.blocks(target, knobs)
     knobs.finish()
     return deform_weight.backward_weight(problem, shape, blocks, outputs)
+
+
+def _numbers(problem: DeformConv2dProblem) -> int:
+    """Of the result that a thread may own, beside what it samples."""
+    return 16 if problem.accumulate == "float64" else 64
 
 
 def _need(shared: Callable[..., Shared], *arguments: object) -> Callable[[Shape], int]:

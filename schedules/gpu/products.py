@@ -17,7 +17,12 @@ SHARED_BYTES = {
     "webgpu": 16 << 10,
 }  # of a block, where the target does not say; else:
 LEAST_SHARED_BYTES = 32 << 10
-MULTIPROCESSORS = 108  # where the target does not say
+# Where the target does not say: of the largest common device of an architecture, else of none.
+MULTIPROCESSORS = {
+    **{"sm_75": 68, "sm_80": 108, "sm_86": 84, "sm_89": 128, "sm_90": 132, "sm_100": 148},
+    "sm_120": 170,
+}
+FEW_MULTIPROCESSORS = 32
 THREAD_TILES = (
     # rows, columns, rows and columns of a thread
     *(
@@ -46,9 +51,18 @@ def scope(target: Gpu) -> str:
 
 
 def thread_shape(
-    target: Gpu, knobs: Knobs, wanted: tuple[int, int], need: Bytes, *, by_rows: bool = False
+    target: Gpu,
+    knobs: Knobs,
+    wanted: tuple[int, int],
+    need: Bytes,
+    *,
+    by_rows: bool = False,
+    numbers: int = 64,
 ) -> Shape:
-    """A tile for products of single numbers; by default the largest within `wanted`."""
+    """A tile for products of single numbers; by default the largest within `wanted`.
+
+    A thread owns at most `numbers` of them, which its registers must hold.
+    """
     most = min(target.max_threads_per_block, 256)
     shapes = {}
     for depth in (8, 16, 32):
@@ -66,7 +80,8 @@ def thread_shape(
                 by_rows=by_rows,
                 scope=scope(target),
             )
-            if 32 <= threads <= most and need(shape) <= room(target):
+            few = down * across <= numbers
+            if few and 32 <= threads <= most and need(shape) <= room(target):
                 shapes[f"{rows}x{columns}/{down}x{across}", depth] = shape
     tiles = list(dict.fromkeys(tile for tile, _ in shapes))
     tile = knobs.choice("tile", tiles, _largest({t: shapes[t, d] for t, d in shapes}, wanted))
@@ -106,7 +121,8 @@ def warp_shape(
         "warps", grids, next((g for g in ("2x4", "2x2", "4x2", "1x4") if g in grids), grids[0])
     )
     depths = [key[2] for key in shapes if key[:2] == (tile, grid)]
-    depth = knobs.choice("depth", depths, 32 if 32 in depths else depths[-1])
+    usual = 16 if tensor == "tf32" else 32  # 64 bytes of a row
+    depth = knobs.choice("depth", depths, usual if usual in depths else depths[-1])
     return shapes[tile, grid, depth]
 
 
@@ -133,7 +149,8 @@ def _largest(shapes: dict[str, Shape], wanted: tuple[int, int]) -> str:
 def blocks(target: Gpu, knobs: Knobs, default: int = 2) -> int:
     """Blocks that fill the device: a few for each multiprocessor."""
     each = knobs.choice("blocks", (1, 2, 4, 8), default)
-    return each * (target.multiprocessors or MULTIPROCESSORS)
+    usual = MULTIPROCESSORS.get(target.arch, FEW_MULTIPROCESSORS)
+    return each * (target.multiprocessors or usual)
 
 
 def round_up(value: int, options: Sequence[int]) -> int:

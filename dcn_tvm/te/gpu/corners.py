@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dcn_tvm.te import sampling
 from dcn_tvm.te.gpu.conv import Frame, locations
-from dcn_tvm.te.gpu.grid import Expr, div, int32, mod
+from dcn_tvm.te.gpu.grid import Cells, Expr, div, int32, mod
 from dcn_tvm.te.gpu.product import Shape
 from dcn_tvm.te.gpu.shared import Shared
 from dcn_tvm.te.nest import int64
@@ -42,7 +42,7 @@ class Corners:
         names = [*(["share"] if self.scatters else []), *self.kinds]
         return {
             "pixel": (4 * self.entries, "int32"),
-            "image": (self.shape.rows, "int32"),
+            **dict.fromkeys(("image", "row_y", "row_x"), (self.shape.rows, "int32")),
             **{f"of_{name}": (4 * self.entries, self.g.problem.accumulate) for name in names},
         }
 
@@ -50,9 +50,11 @@ class Corners:
         """Take it, and registers for one sample."""
         g = self.g
         self.offset, self.mask, self.thread = offset, mask, thread
-        self._pixel, self._image = shared["pixel"], shared["image"]
+        self._pixel = shared["pixel"]
+        self._image, self._y, self._x = (shared[name] for name in ("image", "row_y", "row_x"))
         names = [*(["share"] if self.scatters else []), *self.kinds]
         self._factors = {name: shared[f"of_{name}"] for name in names}
+        self._place = Cells("int64", "image", "pixel", "y")
         self._local = {
             name: T.sblock_alloc_buffer((size,), dtype, scope="local")
             for name, size, dtype in (
@@ -61,9 +63,22 @@ class Corners:
                 ("weight", 4, g.problem.accumulate),
                 ("slope", 4, g.problem.accumulate),
                 ("mask", 1, g.problem.accumulate),
-                ("image", 1, "int32"),
             )
         }
+
+    def take(self, first: Expr) -> None:
+        """Begin with the rows from `first` on; a barrier must follow."""
+        g, s = self.g, self.shape
+        with T.serial(int64(0), int64(-(-s.rows // s.threads))) as i:
+            row = i * s.threads + self.thread
+            with T.If(tirx.all(row < s.rows, first + row < g.rows)), T.Then():
+                self._place["image"] = div(first + row, g.pixels)
+                self._place["pixel"] = first + row - self._place["image"] * g.pixels
+                self._place["y"] = div(self._place["pixel"], g.wo)
+                T.buffer_store(self._image, self._place["image"].astype("int32"), [row])
+                T.buffer_store(self._y, self._place["y"].astype("int32"), [row])
+                x = self._place["pixel"] - self._place["y"] * g.wo
+                T.buffer_store(self._x, x.astype("int32"), [row])
 
     def locate(self, first: Expr, tap: Expr, first_group: Expr) -> None:
         """Find the samples of the rows from `first` on; a barrier must follow."""
@@ -76,15 +91,12 @@ class Corners:
                 entry < self.entries, first + row < g.rows, group < g.problem.offset_groups
             )
             with T.If(exists), T.Then():
-                self._locate(entry, row, first + row, tap, group)
+                self._locate(entry, row, tap, group)
 
-    def _locate(self, entry: Expr, row: Expr, here: Expr, tap: Expr, group: Expr) -> None:
+    def _locate(self, entry: Expr, row: Expr, tap: Expr, group: Expr) -> None:
         g, p, local = self.g, self.g.problem, self._local
-        T.buffer_store(local["image"], div(here, g.pixels).astype("int32"), [0])
-        T.buffer_store(self._image, local["image"][0], [row])
-        image = local["image"][0].astype("int64")
-        pixel = here - image * g.pixels
-        y, x = div(pixel, g.wo), mod(pixel, g.wo)
+        image, y, x = (of[row].astype("int64") for of in (self._image, self._y, self._x))
+        pixel = y * g.wo + x
         where = locations(g, self.offset, image, y, x, pixel, tap, group)
         for axis, size in enumerate((g.h, g.w)):
             T.buffer_store(local["position"], where[axis], [axis])

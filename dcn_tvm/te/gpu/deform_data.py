@@ -140,6 +140,7 @@ class Data:
         ):
             self.first, self.tap, self.thread = block * s.rows, tap, thread
             self._open()
+            self.corners.take(self.first)  # the product's barriers come before they are used
             with T.serial(int64(0), int64(self.channels.tiles)) as tile:
                 self.cells["start"], self.cells["count"] = (
                     self.channels.start(tile),
