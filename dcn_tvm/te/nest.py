@@ -92,9 +92,11 @@ def prim_func(
 
 def _lift(statement: Any) -> list[Any]:
     """The statements of a nest, without the block and the sequence marker around them."""
-    if not isinstance(statement, SBlockRealize) or len(statement.iter_values):
+    body = statement  # a graph of one nest has no block around it
+    if isinstance(statement, SBlockRealize) and not len(statement.iter_values):
+        body = statement.block.body
+    elif not isinstance(statement, tirx.AttrStmt):
         return [statement]
-    body = statement.block.body
     if isinstance(body, tirx.AttrStmt):
         body = body.body
     return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
