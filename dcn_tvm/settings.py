@@ -5,6 +5,7 @@
 | `DCN_TVM_HOME`          | folder of what is kept on disk: builds, records  | user's cache folder |
 | `DCN_TVM_TARGET`        | facts to be changed: `LEVEL,FACT=VALUE,...`      | as detected         |
 | `DCN_TVM_PROGRESS`      | say what is being compiled: `auto`, `0` or `1`   | `auto`: on a tty    |
+| `DCN_TVM_BUNDLES`       | bundles to use, separated as in `PATH`           | none                |
 | `DCN_TVM_CUDA_COMPILER` | the only compiler for GPUs: `nvcc` or `nvrtc`    | nvcc, then NVRTC    |
 | `DCN_TVM_CUDA_DRIVER`   | CUDA's driver; `cuda/launch.c` reads it          | `libcuda.so.1`      |
 
@@ -57,6 +58,12 @@ def target() -> str | None:
             f"DCN_TVM_TARGET must be LEVEL,FACT=VALUE,... such as 'x86-64-v3,cores=8', got {text!r}"
         )
     return text
+
+
+def bundles() -> tuple[Path, ...]:
+    """Return the bundles that the user wants to be loaded, in order, as absolute paths."""
+    parts = os.environ.get("DCN_TVM_BUNDLES", "").split(os.pathsep)
+    return tuple(Path(part.strip()).expanduser().absolute() for part in parts if part.strip())
 
 
 def cuda_compiler() -> str | None:

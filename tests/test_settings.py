@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -69,3 +70,11 @@ def test_resources_are_found_and_others_refused() -> None:
     assert _resources.root("schedules").is_dir()
     with pytest.raises(ValueError, match="schedules, tuning_logs, got 'tests'"):
         _resources.root("tests")
+
+
+def test_bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DCN_TVM_BUNDLES", raising=False)
+    assert settings.bundles() == ()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DCN_TVM_BUNDLES", os.pathsep.join(("~/a", "", f" {tmp_path / 'b'} ")))
+    assert settings.bundles() == (tmp_path / "a", tmp_path / "b")

@@ -6,13 +6,14 @@ import importlib.util
 import os
 from pathlib import Path
 
+from dcn_tvm import settings
 from dcn_tvm.build import Request
 from dcn_tvm.bundles import targets
 from dcn_tvm.bundles.bundle import Bundle
 from dcn_tvm.errors import BundleError
 
 _loaded: list[Bundle] = []  # the latest first
-_named: dict[str, list[Bundle]] = {}  # by the text of the environment variable
+_named: dict[tuple[Path, ...], list[Bundle]] = {}  # by what the environment says
 
 
 def load(path: Path | str, sha256: str | None = None) -> Bundle:
@@ -72,14 +73,14 @@ def forget() -> None:
 
 
 def _from_environment() -> list[Bundle]:
-    text = os.environ.get("DCN_TVM_BUNDLES", "").strip()
-    if text not in _named:
-        paths = (Path(part).expanduser().absolute() for part in text.split(os.pathsep) if part)
+    paths = settings.bundles()
+    if paths not in _named:
         try:
-            _named[text] = [Bundle(path) for path in paths]
+            _named[paths] = [Bundle(path) for path in paths]
         except BundleError as error:
-            raise BundleError(f"DCN_TVM_BUNDLES={text}: {error}") from error
-    return _named[text]
+            named = os.pathsep.join(map(str, paths))
+            raise BundleError(f"DCN_TVM_BUNDLES={named}: {error}") from error
+    return _named[paths]
 
 
 def _has_compiler() -> bool:
