@@ -19,6 +19,7 @@ from dcn_tvm.knobs import Knobs
 from dcn_tvm.target import detect
 from tests import emulator
 from tests.cases import CASES, Arguments, Case
+from tests.emulator import operators
 from tests.emulator.operators import HOPPER, emulated, in_order, same_bits
 from tests.oracles import assert_matches_reference
 
@@ -93,6 +94,32 @@ def test_half_types(name: str, dtype: torch.dtype, last: bool) -> None:
 def test_tf32(name: str, last: bool) -> None:
     """The emulator does not round to TF32: where the numbers go is what is tested."""
     check(CASES[name], TF32, last=last)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "target", "seed"),
+    (
+        ("channels_64", torch.float16, HOPPER, None),
+        ("channels_64", torch.bfloat16, HOPPER, 1),
+        ("channels_30", torch.float16, HOPPER, 2),
+        ("channels_64", torch.float32, TF32, None),
+        ("channels_30", torch.float32, TF32, 3),
+    ),
+)
+def test_fragments_of_tensor_cores(
+    name: str, dtype: torch.dtype, target: Gpu, seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each lane loads, multiplies and stores, by the code that runs on a device."""
+
+    def image_of_lanes(source: str) -> bytes:
+        assert "DCN_TVM_LANES" in source or "dcn_multiply" not in source
+        return emulator.image("#define DCN_TVM_LANES 1\n" + source)
+
+    def choose() -> Knobs:  # of its own, so that all is built anew
+        return Knobs(rng=None if seed is None else random.Random(seed))
+
+    monkeypatch.setattr(operators, "image", image_of_lanes)
+    check(CASES[name].sized(1, 6, 7), target, dtype=dtype, choose=choose)
 
 
 def test_half_types_before_ampere() -> None:

@@ -4,13 +4,18 @@
 
 A warp owns a grid of 16 x 16 squares of the result. Numbers lie in the registers as `mma.m16n8`
 wants them: lane l of a warp holds of each square the rows l / 4 and l / 4 + 8 and four pairs of
-columns, see `_LANE`. The body in PTX is for the device; the other one computes the same numbers in
-the same places on any machine, for tests without a GPU.
+columns, see `_LANE`.
+
+Without a GPU the same numbers are computed in the same places by a loop for each lane, or, where
+DCN_TVM_LANES is defined, by the very code that runs on a device, whose instructions are then
+exchanges between lanes (see `ptx`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dcn_tvm.te.gpu.ptx import instructions
 
 KINDS = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
 _TYPES = {"f16": "half", "bf16": "nv_bfloat16", "tf32": "float"}
@@ -21,8 +26,8 @@ _LANE = """  int row = (warp / {across}) * {height} + i * 16 + 8 * (r % 4 / 2) +
 _MULTIPLY = """__device__ __forceinline__
 void {name}(float* acc, const {type}* a, const {type}* b) {{
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-#if defined(__CUDA_ARCH__)
-  a += (warp / {across}) * {height} * {a_row};
+#if defined(__CUDA_ARCH__) || defined(DCN_TVM_LANES)
+  a += (warp / {across}) * {height} * {a_row_step};
   b += (warp % {across}) * {width};
 #pragma unroll
   for (int k = 0; k < {depth}; k += {step}) {{
@@ -33,10 +38,8 @@ void {name}(float* acc, const {type}* a, const {type}* b) {{
 #pragma unroll
       for (int j = 0; j < {across_squares}; j++)
 #pragma unroll
-        for (int half_ = 0; half_ < 2; half_++) {{
-          float* c = acc + (i * {across_squares} + j) * 8 + half_ * 4;
-{product}
-        }}
+        for (int r = 0; r < 2; r++)
+          dcn_mma_{kind}(acc + (i * {across_squares} + j) * 8 + r * 4, left[i], right[j] + r * 2);
   }}
 #else
   for (int i = 0; i < {down_squares}; i++)
@@ -54,42 +57,28 @@ void {name}(float* acc, const {type}* a, const {type}* b) {{
 
 # A stored [rows, depth], or [depth, rows], which ldmatrix transposes. An address is of 8 halves.
 _LOAD_HALF = """#pragma unroll
-    for (int i = 0; i < {down_squares}; i++) {{
-      unsigned p = (unsigned)__cvta_generic_to_shared(a + {a_place});
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4{a_turn}.shared.b16 {{%0, %1, %2, %3}}, [%4];"
-        : "=r"(left[i][0]), "=r"(left[i][1]), "=r"(left[i][2]), "=r"(left[i][3]) : "r"(p));
-    }}
+    for (int i = 0; i < {down_squares}; i++)
+      dcn_load_matrices{a_turned}(left[i], a + {a_place});
 #pragma unroll
-    for (int j = 0; j < {across_squares}; j++) {{
-      unsigned p = (unsigned)__cvta_generic_to_shared(
-        b + (k + lane % 16) * {b_row} + j * 16 + lane / 16 * 8);
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{%0, %1, %2, %3}}, [%4];"
-        : "=r"(right[j][0]), "=r"(right[j][1]), "=r"(right[j][2]), "=r"(right[j][3]) : "r"(p));
-    }}"""
+    for (int j = 0; j < {across_squares}; j++)
+      dcn_load_matrices_turned(right[j], b + (k + lane % 16) * {b_row} + j * 16 + lane / 16 * 8);"""
 _PLAIN = "(i * 16 + lane % 16) * {a_row} + k + lane / 16 * 8"
 _TURNED = "(k + lane / 16 * 8 + lane % 8) * {a_row} + i * 16 + lane / 8 % 2 * 8"
-_PRODUCT_HALF = """          asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-            "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(left[i][0]), "r"(left[i][1]), "r"(left[i][2]), "r"(left[i][3]),
-              "r"(right[j][half_ * 2]), "r"(right[j][half_ * 2 + 1]));"""
 
 _LOAD_TF32 = """#pragma unroll
     for (int i = 0; i < {down_squares}; i++)
 #pragma unroll
       for (int r = 0; r < 4; r++) {{
         int row = i * 16 + lane / 4 + r % 2 * 8, column = k + lane % 4 + r / 2 * 4;
-        float value = a[row * {a_row_step} + column * {a_step}];
-        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(left[i][r]) : "f"(value));
+        left[i][r] = dcn_tf32(a[row * {a_row_step} + column * {a_step}]);
       }}
 #pragma unroll
     for (int j = 0; j < {across_squares}; j++)
 #pragma unroll
       for (int r = 0; r < 4; r++) {{
-        float value = b[(k + lane % 4 + r % 2 * 4) * {b_row} + j * 16 + r / 2 * 8 + lane / 4];
-        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(right[j][r]) : "f"(value));
+        int row = k + lane % 4 + r % 2 * 4, column = j * 16 + r / 2 * 8 + lane / 4;
+        right[j][r] = dcn_tf32(b[row * {b_row} + column]);
       }}"""
-_PRODUCT_TF32 = _PRODUCT_HALF.replace("m16n8k16", "m16n8k8").replace("{kind}.{kind}", "tf32.tf32")
 
 _SPILL = """__device__ __forceinline__ void {name}(float* tile, const float* acc) {{
   int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -170,12 +159,8 @@ class Squares:
         half = self.kind != "tf32"
         names["a_place"] = (_TURNED if self.turned else _PLAIN).format(**names)
         load = (_LOAD_HALF if half else _LOAD_TF32).format(**names)
-        product = (_PRODUCT_HALF if half else _PRODUCT_TF32).format(**names)
-        names |= {"name": name, "load": load, "product": product, "step": 16 if half else 8}
-        source = _MULTIPLY.format(**names)
-        if self.turned:  # the warp's rows are columns of what is stored
-            source = source.replace(f"* {self.height} * {self.a_row};", f"* {self.height};")
-        return name, source
+        names |= {"name": name, "load": load, "step": 16 if half else 8}
+        return name, instructions(self.kind) + _MULTIPLY.format(**names)
 
     def spill(self, row: int) -> tuple[str, str]:
         """Name and source of `spill(tile, acc)`, to shared memory, `row` elements to a row."""
@@ -198,7 +183,7 @@ class Squares:
             "across_squares": self.width // 16,
             "a_row": self.a_row,
             "b_row": self.b_row,
-            "a_turn": ".trans" if self.turned else "",
+            "a_turned": "_turned" if self.turned else "",
             "a_step": self.a_row if self.turned else 1,
             "a_row_step": 1 if self.turned else self.a_row,
         }
