@@ -9,7 +9,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from dcn_tvm.te import sampling
-from dcn_tvm.te.gpu.conv import Frame, locations
+from dcn_tvm.te.gpu.columns import locations
+from dcn_tvm.te.gpu.conv import Frame
 from dcn_tvm.te.gpu.grid import Cells, Expr, div, int32, mod
 from dcn_tvm.te.gpu.product import Shape
 from dcn_tvm.te.gpu.shared import Shared

@@ -18,7 +18,8 @@ from tvm.script.ir_builder import tirx as T
 
 from dcn_tvm.ops.deform_conv2d import DeformConv2dProblem
 from dcn_tvm.te import nest
-from dcn_tvm.te.gpu.conv import VECTOR_BYTES, Columns, Frame
+from dcn_tvm.te.gpu.columns import Columns
+from dcn_tvm.te.gpu.conv import VECTOR_BYTES, Frame
 from dcn_tvm.te.gpu.grid import Cells, Expr, ceil_div, div, each, launch, mod, place
 from dcn_tvm.te.gpu.panel import Panel
 from dcn_tvm.te.gpu.product import Product, Shape, pipeline

@@ -16,7 +16,8 @@ from tvm.script.ir_builder import tirx as T
 
 from dcn_tvm.te import nest, sampling
 from dcn_tvm.te.gpu import sums
-from dcn_tvm.te.gpu.conv import Frame, locations, store_weights, turned
+from dcn_tvm.te.gpu.columns import locations, store_weights
+from dcn_tvm.te.gpu.conv import Frame, turned
 from dcn_tvm.te.gpu.grid import Expr, div, each, mod, place
 from dcn_tvm.te.nest import int64
 
