@@ -49,6 +49,8 @@ class Lab:
         again: the second default's time over the first's.
         built: points that were compiled, in order.
         clock_s: the time, which every batch moves.
+        build_s: that the clock is moved by what builds several tasks' points.
+        default_us: the time of a task's default.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,8 @@ class Lab:
         self.rotated: list[list[str]] = []
         self.clock_s = 0.0
         self.batch_s = 1.0
+        self.build_s = 0.0
+        self.default_us: Callable[[Task], float] = lambda task: DEFAULT_US
         self.closed: list[str] = []
         self._points: dict[Path, dict[str, Choice]] = {}
         self._defaults: dict[Path, Choices] = {}
@@ -77,6 +81,10 @@ class Lab:
             made.append(self.build(task, choices) or path)
         return made
 
+    def make_all(self, points: Sequence[tuple[Task, Choices]]) -> list[Path | str]:
+        self.clock_s += self.build_s
+        return [self.make(task, [dict(choices)])[0] for task, choices in points]
+
     # --- as crew.Stations and crew.Station
 
     @property
@@ -87,7 +95,7 @@ class Lab:
         self, task: Task, default: Path, libraries: Sequence[Path], default_us: float
     ) -> list[float | str]:
         self.clock_s += self.batch_s
-        assert default_us == DEFAULT_US
+        assert default_us == self.default_us(task)
         return [self._ratio(task, path) for path in libraries]
 
     def rotate(
@@ -98,7 +106,8 @@ class Lab:
         for place, (name, path) in enumerate(libraries.items()):
             ratio = self._ratio(task, path) * (self.again if name == "default again" else 1.0)
             turned = self.wobble[place:] + self.wobble[:place]
-            rounds = {n: DEFAULT_US * ratio * (1 + w) for n, w in enumerate(turned)}
+            us = self.default_us(task) * ratio
+            rounds = {n: us * (1 + w) for n, w in enumerate(turned)}
             found[name] = Timing(rounds)
         return found
 
@@ -122,6 +131,10 @@ class Told(session.Reporter):
         self.verdicts: list[Verdict] = []
         self.failures: list[str] = []
         self.skips: list[Record] = []
+        self.begun: list[str] = []
+
+    def started(self, task: Task, number: int, tasks: int) -> None:
+        self.begun.append(task.request.kernel)
 
     def tried(self, task: Task, trials: Sequence[Trial], wanted: int) -> None:
         self.tried_so_far.append(len(trials))
@@ -404,6 +417,79 @@ def test_minutes_are_shared_and_a_later_session_goes_on(lab: Lab, home: Path) ->
     assert found_again.trials == 64
     assert len(lab.built) == built + 64 - 17
     assert not journal(home).read()
+
+
+THREE = Workload.of(CONV, CONV_SIZES)
+IN_ORDER = ["forward", "backward_data", "backward_weight"]
+
+
+def slow(**times_us: float) -> Callable[[Task], float]:
+    """The times of the defaults of kernels."""
+    return lambda task: times_us.get(task.request.kernel, DEFAULT_US)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "build_s", "order"),
+    [
+        (None, 0.0, IN_ORDER),
+        (100.0, 0.0, ["backward_weight", "forward", "backward_data"]),
+        (100.0, 1500.0, IN_ORDER),  # that was the quarter in which the order may be found
+    ],
+)
+def test_what_takes_longest_comes_first_where_time_is_short(
+    lab: Lab, minutes: float | None, build_s: float, order: list[str]
+) -> None:
+    lab.default_us, lab.build_s = slow(backward_weight=900.0, backward_data=1.0), build_s
+    told = Told()
+    found = tune(THREE, minutes=minutes, trials=2, reporter=told)
+    assert told.begun == [record.kernel for record in found] == order
+
+
+def test_a_default_that_cannot_be_timed_comes_last(lab: Lab) -> None:
+    lab.build = lambda task, choices: "boom" if task.request.kernel == "forward" else None
+    lab.default_us = slow(forward=900.0, backward_weight=500.0)
+    told = Told()
+    assert len(tune(THREE, minutes=100, trials=2, reporter=told)) == 2
+    assert told.begun == ["backward_weight", "backward_data", "forward"]
+    assert len(told.failures) == 1
+
+
+def test_what_was_tuned_before_is_not_timed_again(lab: Lab) -> None:
+    tune(WEIGHT, trials=2)
+    lab.default_us = slow(forward=900.0, backward_weight=500.0)
+    lab.built, lab._points = [], {}
+    told = Told()
+    tune(THREE, minutes=100, trials=2, resume=True, reporter=told)
+    assert told.begun == ["backward_weight", "forward", "backward_data"]
+    assert [record.kernel for record in told.skips] == ["backward_weight"]
+    assert len(lab.built) == 2 * 2
+
+
+def test_no_task_is_given_too_little_time(lab: Lab) -> None:
+    """Of three in half a minute each would have 10 s: one has 20, another one the rest."""
+    lab.batch_s, lab.ratio = 15.0, lambda choices: 0.5
+    told = Told()
+    found = tune(THREE, minutes=0.5, reporter=told)
+    assert told.begun == ["forward"]
+    assert [record.trials for record in found] == [1 + 2 * 8]
+    lab.batch_s = 21.0
+    found = tune(THREE, minutes=0.5, reporter=told)
+    assert told.begun == ["forward", "forward", "backward_data"]
+    assert [record.kernel for record in found] == ["forward", "backward_data"]
+
+
+def test_a_task_without_time_needs_no_verdict(lab: Lab) -> None:
+    rotate = lab.rotate
+
+    def late(*arguments: Any) -> dict[str, Timing]:
+        lab.clock_s += 59
+        return rotate(*arguments)
+
+    lab.rotate = late  # type: ignore[method-assign]
+    told = Told()
+    assert tune(WEIGHT, minutes=0.5, reporter=told) == []
+    assert told.failures[0].endswith("stopped before anything but the default ran")
+    assert lab.rotated == [["default"]]
 
 
 # --- Ctrl-C, and going on

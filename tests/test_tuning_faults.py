@@ -25,10 +25,10 @@ from dcn_tvm.ops.roi_align import RoIAlignProblem
 from dcn_tvm.space import Space
 from dcn_tvm.target import Target
 from dcn_tvm.tuning import crew, session, worker
+from dcn_tvm.tuning.bench import Cpu
 from dcn_tvm.tuning.crew import DEFAULT, Compilers, Station, Stations
 from dcn_tvm.tuning.task import Task, Trial
 from dcn_tvm.tuning.trial import Verdict
-from dcn_tvm.tuning.worker import Bench
 from dcn_tvm.workload import Workload
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # children cannot import it
@@ -97,7 +97,7 @@ class Told(session.Reporter):
 def test_faults_cost_their_candidates_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One search meets all faults at once, and still ends with a record of one that works."""
     monkeypatch.setenv("DCN_TVM_HOME", str(tmp_path))
-    monkeypatch.setattr(crew, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(Cpu, "patience_s", 2.0)
     (task,) = session.plan_tasks(CONV, target.detect(), 1)
     points = list(task.space.points())
     slow = min(points, key=lambda point: (int(point["rows"]), str(point)))  # many small steps
@@ -160,7 +160,7 @@ def libraries(compilers: Compilers) -> tuple[Path, Path]:
 
 def test_a_wrong_result_is_found(libraries: tuple[Path, Path]) -> None:
     right, wrong = libraries
-    task, bench = task_of(ROI), Bench(1)
+    task, bench = task_of(ROI), Cpu(1)
     arguments = (bench, task.request, task.sizes)
     assert worker.check(*arguments, right, right) is None
     reason = worker.check(*arguments, wrong, right) or ""
@@ -189,7 +189,7 @@ def test_an_interrupt_ends_what_children_do(
     """What comes next, the verdict, has the machine to itself, and no answer is taken for it."""
     right = libraries[0]
     task = task_of(ROI)
-    stations, compilers = Stations(Bench(1)), Compilers(tmp_path, 1)
+    stations, compilers = Stations(Cpu(1)), Compilers(tmp_path, 1)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(worker, "rotate", functools.partial(sleep, 1000))
@@ -212,7 +212,7 @@ def test_an_interrupt_ends_what_children_do(
 
 
 def test_a_closed_station_stays_closed() -> None:
-    station = Station(Bench(1))
+    station = Station(Cpu(1))
     station.close()
     with pytest.raises(InterruptedError):
         station.rotate(task_of(ROI), {}, 0.1, 1)

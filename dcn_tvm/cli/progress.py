@@ -47,6 +47,10 @@ class Live(Reporter):
     ) -> None:
         self._progress.stop()
 
+    def surveying(self, tasks: int) -> None:
+        """Show that the tasks are brought into an order."""
+        self._progress.update(self._kernels, completed=0, total=tasks, note="timing the defaults")
+
     def started(self, task: Task, number: int, tasks: int) -> None:
         """Show the kernel, and how long the others may take, by those that are done."""
         left = ""

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The records of tuning: which choices won.", no_args_is_help=True)
 
 Ids = Annotated[
-    list[str] | None, typer.Option("--target", metavar="ID", help="Only these targets' records.")
+    list[str] | None,
+    typer.Option(
+        "--target", metavar="ID", help="Only these targets' records; cuda, cuda:1: a device's."
+    ),
 ]
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="The user's own folder if absent.")
@@ -61,7 +64,7 @@ def check(
     for path, lines, damage in _read(_root(root, shipped), target):
         _warn(damage)
         wrong += len([item for item in damage if not item.newer])
-        machine = audit.target_of(path.parent.name)
+        machine = audit.machine_of(path.parent.name)
         if machine is None:
             typer.echo(f"{path}: passed over, this machine cannot run code for {path.parent.name}")
             continue
@@ -103,11 +106,11 @@ def prune(root: Root = None, target: Ids = None) -> None:
 
     folder = _root(root)
     with user_input():
-        ids = target or sorted({path.parent.name for path in records.files(folder)})
+        ids = _ids(target) or sorted({path.parent.name for path in records.files(folder)})
     total = records.Summary()
     for target_id in ids:
-        machine = audit.target_of(target_id)
-        legal = None if machine is None else functools.partial(audit.illegal, target=machine)
+        machine = audit.machine_of(target_id)
+        legal = None if machine is None else functools.partial(audit.illegal, target=machine.target)
         with user_input():
             total += records.prune(folder, [target_id], legal)
     _summarise(total)
@@ -124,13 +127,25 @@ def _root(root: Path | None, shipped: bool = False) -> Path:
         return root or (records.shipped_root() if shipped else records.user_root())
 
 
+def _ids(target: Sequence[str] | None) -> list[str] | None:
+    """The names of folders; a device stands for all that are for it."""
+    if not any(text.startswith("cuda") for text in target or ()):
+        return None if target is None else list(target)
+    with needs_extra():
+        from dcn_tvm.tuning import machine as machines
+    found: list[str] = []
+    for text in target or ():
+        found += machines.parse(text).target.ids if machines.is_device(text) else [text]
+    return found
+
+
 def _read(
     root: Path, target: Sequence[str] | None
 ) -> Iterator[tuple[Path, list[Line], list[Damage]]]:
     from dcn_tvm import records
 
     with user_input():
-        paths = records.files(root, target)
+        paths = records.files(root, _ids(target))
     if not paths:
         typer.echo(f"no records in {root}")
     for path in paths:

@@ -14,6 +14,7 @@ from dcn_tvm.cli.console import needs_extra, user_input, wide
 from dcn_tvm.errors import CompileError
 
 if TYPE_CHECKING:
+    from dcn_tvm.gpu import Gpu
     from dcn_tvm.target import Target
     from dcn_tvm.tuning.remote import Tracker
     from dcn_tvm.tuning.task import Task
@@ -32,10 +33,18 @@ def tune(
     layout: Annotated[list[str] | None, typer.Option(help="Of suites; nchw if absent.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Only these; all if absent.")] = None,
     trials: Annotated[int, typer.Option(min=2, help="Points that each kernel tries.")] = 64,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="For all together.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="All cores if absent.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="For all together; what takes longest comes first."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the CPU; all cores if absent.")
+    ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Such as x86-64-v3; see explain --target.")
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="Such as x86-64-v3, see explain --target; or cuda, cuda:1."
+        ),
     ] = None,
     tracker: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Measure on servers behind a tracker.")
@@ -58,22 +67,18 @@ def tune(
             workloads.named(what, from_model, dtype, layout, sizes=True), kernel
         )
     from dcn_tvm import records
-    from dcn_tvm import target as targets
 
     with needs_extra():
+        from dcn_tvm.tuning import machine as machines
         from dcn_tvm.tuning import session
 
     with user_input():
         servers = _tracker(tracker, key)
-        machine = (
-            targets.detect()
-            if target is None
-            else targets.parse(target, foreign=servers is not None)
-        )
+        machine = machines.parse(target, threads, servers)
         root = output or records.user_root()
-        tasks = session.plan_tasks(chosen, machine, threads or machine.cores)
+        tasks = session.plan_tasks(chosen, machine.target, machine.threads)
         if dry_run:
-            _show_plan(tasks, trials, machine)
+            _show_plan(tasks, trials, machine.target)
             return
     from dcn_tvm.cli.progress import Live
 
@@ -83,7 +88,7 @@ def tune(
             with user_input():
                 found = session.tune(
                     chosen,
-                    target=machine,
+                    target=target,
                     trials=trials,
                     minutes=minutes,
                     threads=threads,
@@ -99,7 +104,7 @@ def tune(
     better = [record for record in found if record.choices is not None]
     console.print(
         f"{len(better)} of {len(found)} kernels run faster than by default; records: "
-        f"{root / machine.ids[0]}",
+        f"{root / machine.target.ids[0]}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -120,7 +125,7 @@ def _tracker(address: str | None, key: str | None) -> Tracker | None:
     return Tracker.parse(address, key)
 
 
-def _show_plan(tasks: Sequence[Task], trials: int, target: Target) -> None:
+def _show_plan(tasks: Sequence[Task], trials: int, target: Target | Gpu) -> None:
     from rich.table import Table
 
     table = Table("kernel", "points", "trials", "knobs", title=f"for {target.ids[0]}")

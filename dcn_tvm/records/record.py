@@ -46,7 +46,7 @@ class Record:
         default_us: the default's time, measured in the same session.
         noise: relative, such as 0.01: what a winner had to beat.
         trials: how many candidates were tried.
-        threads: with which all was measured.
+        threads: with which all was measured; of a GPU its multiprocessors.
         device: the machine in words.
         versions: of what made the code, by name.
         date: of the measurement, as YYYY-MM-DD.

@@ -1,8 +1,9 @@
 """Tuning: search the choices of schedules on this or other machines, and keep what won.
 
 `session` tunes tasks one after another. For each, `trial` lets `search` propose points, which
-`crew` compiles and measures in child processes (`worker`, `call`; on other machines through
-`remote`), and decides what becomes a record. `audit` looks at records again.
+`crew` compiles and measures in child processes (`worker`, `call`), and decides what becomes a
+record. Where kernels run and are timed is a `bench`: this machine's processor, a device of it
+(`cuda`), or other machines (`remote`); `machine` names them. `audit` looks at records again.
 """
 
 import importlib.util

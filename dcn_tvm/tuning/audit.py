@@ -11,13 +11,15 @@ from types import TracebackType
 
 from dcn_tvm import build
 from dcn_tvm import target as targets
+from dcn_tvm.gpu import Gpu
 from dcn_tvm.knobs import Choices, Knobs
 from dcn_tvm.measure import ratio
 from dcn_tvm.records import Line, Record
 from dcn_tvm.target import Target
-from dcn_tvm.tuning.crew import DEFAULT, Compilers, Stations
+from dcn_tvm.tuning import machine as machines
+from dcn_tvm.tuning.crew import COMPILERS, DEFAULT, Compilers, Stations
+from dcn_tvm.tuning.machine import Machine
 from dcn_tvm.tuning.task import Task, tasks_of
-from dcn_tvm.tuning.worker import Bench
 from dcn_tvm.workload import Workload
 
 
@@ -36,8 +38,15 @@ class Finding:
     ratio: float | None = None
 
 
+def machine_of(target_id: str) -> Machine | None:
+    """Return what a folder of records is for, if it is here: the CPU, or the first such device."""
+    if target := target_of(target_id):
+        return machines.parse(target, targets.detect().cores)
+    return next((d for d in machines.devices() if target_id in d.target.ids), None)
+
+
 def target_of(target_id: str) -> Target | None:
-    """Return the target that a folder of records is for, if this machine can run its code."""
+    """Return the CPU's target that a folder of records is for, if this machine runs its code."""
     here = targets.detect()
     if target_id in here.ids:
         return here
@@ -47,7 +56,7 @@ def target_of(target_id: str) -> Target | None:
         return None
 
 
-def illegal(record: Record, target: Target) -> str | None:
+def illegal(record: Record, target: Target | Gpu) -> str | None:
     """Return why a record's choices can no longer be used on a target, None if they can."""
     if record.choices is None:
         return None
@@ -63,15 +72,15 @@ class Audit:
     """Child processes that check records one after another.
 
     Example:
-        >>> with Audit(target.detect()) as audit:
+        >>> with Audit(machine.parse("cuda")) as audit:
         ...     findings = list(audit.check(lines))
     """
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, machine: Machine) -> None:
+        self._target = machine.target
         self._folder = tempfile.TemporaryDirectory(prefix="dcn_tvm-audit-")
-        self._compilers = Compilers(Path(self._folder.name), targets.detect().cores)
-        self._stations = Stations(Bench(targets.detect().cores))
+        self._compilers = Compilers(Path(self._folder.name), min(targets.detect().cores, COMPILERS))
+        self._stations = Stations(machine.bench)
 
     def __enter__(self) -> Audit:
         return self
@@ -124,7 +133,7 @@ def speedup(findings: Sequence[Finding]) -> tuple[float, float] | None:
     return (statistics.geometric_mean(speedups), min(speedups)) if speedups else None
 
 
-def _task(record: Record, target: Target) -> Task:
+def _task(record: Record, target: Target | Gpu) -> Task:
     workload = Workload.of(record.problem, dict(record.sizes), [record.kernel])
     (task,) = tasks_of(workload, target, record.threads)
     return task

@@ -13,15 +13,14 @@ from tvm.support.popen_pool import PopenWorker, kill_child_processes
 
 from dcn_tvm.knobs import Choices
 from dcn_tvm.measure import Timing, ratio
-from dcn_tvm.tuning import remote, worker
+from dcn_tvm.tuning import worker
+from dcn_tvm.tuning.bench import Bench
 from dcn_tvm.tuning.task import Task
-from dcn_tvm.tuning.worker import Bench
 
+COMPILERS = 16  # at most: no batch has more points
 COMPILE_S = 60.0  # the slowest point known takes 8 s
 DEFAULT = "default"
 _QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-_SECONDS_EACH = 0.15  # of measuring, for each library of a batch
-_PATIENCE_S = 60.0  # more than a batch takes, before a child is taken to hang
 _SLICE_S = 0.5
 _CALLS = 40  # that a library may make in a batch, for the patience with slow kernels
 
@@ -42,17 +41,21 @@ class Compilers:
             self._idle.put(child)
 
     def make(self, task: Task, points: Sequence[Choices]) -> list[Path | str]:
-        """Return the library of each point, or why there is none.
+        """Return the library of each point, or why there is none."""
+        return self.make_all([(task, choices) for choices in points])
+
+    def make_all(self, points: Sequence[tuple[Task, Choices]]) -> list[Path | str]:
+        """Return the library of each point of its task, or why there is none.
 
         An interrupt ends the children at work: what comes next has the machine to itself.
         """
-        paths = [self._folder / f"{task.library_name(choices)}.so" for choices in points]
+        paths = [self._folder / f"{task.library_name(choices)}.so" for task, choices in points]
         missing = {
-            path: choices for path, choices in zip(paths, points, strict=True) if not path.exists()
+            path: point for path, point in zip(paths, points, strict=True) if not path.exists()
         }
         futures = {
             path: self._threads.submit(self._make, task.request, task.target, choices, path)
-            for path, choices in missing.items()
+            for path, (task, choices) in missing.items()
         }
         try:
             _settle(futures.values())
@@ -92,10 +95,10 @@ def _reason(future: Future[None], limit_s: float) -> str | None:
 
 
 class Station:
-    """A child process that measures, here or on a server behind a tracker."""
+    """A child process that measures on a bench; a new one after it died or was left unusable."""
 
     def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+        self.bench = bench
         self._worker = _child()
         self._closed = False
 
@@ -106,19 +109,18 @@ class Station:
 
         Raises:
             RuntimeError: one of them crashed, hung, or raised.
-            ConnectionError: the tracker has no server any more.
+            ConnectionError: there is nothing to measure on any more.
         """
-        if self._bench.tracker is not None:
-            remote.wait(self._bench.tracker)
-        arguments = (self._bench, task.request, task.sizes, dict(libraries), seconds)
+        self.bench.wait()
+        arguments = (self.bench, task.request, task.sizes, dict(libraries), seconds)
         timings: dict[str, Timing] = self._call(worker.rotate, arguments, limit_s)
         return timings
 
     def check(self, task: Task, library: Path, default: Path) -> str | None:
         """Return what is wrong with a library's results, None if nothing is."""
-        arguments = (self._bench, task.request, task.sizes, library, default)
+        arguments = (self.bench, task.request, task.sizes, library, default)
         try:
-            wrong: str | None = self._call(worker.check, arguments, 10 * _PATIENCE_S)
+            wrong: str | None = self._call(worker.check, arguments, 10 * self.bench.patience_s)
         except RuntimeError as error:
             return str(error)
         return wrong
@@ -142,17 +144,28 @@ class Station:
             self._worker.kill()  # its answer would be taken for the next one's
             raise
         except Exception as error:  # whatever was raised in the child
+            self._renew_if_unusable()
             raise RuntimeError(_last_line(error)) from error
+
+    def _renew_if_unusable(self) -> None:
+        """End a child that the last candidate left unfit for the next; another one takes over."""
+        usable = False
+        try:
+            self._worker.send(worker.usable, (self.bench,), timeout=self.bench.patience_s)
+            usable = self._worker.recv()
+        except Exception:  # it cannot even say so
+            pass
+        finally:
+            if not usable:
+                self._worker.kill()
 
 
 class Stations:
     """Measures batches: split over as many stations as there are, the default in every part."""
 
     def __init__(self, bench: Bench) -> None:
-        count = 1 if bench.tracker is None else bench.tracker.servers()
-        self._remote = bench.tracker is not None
         self._bench = bench
-        self._count = count
+        self._count = bench.stations()
         self._open()
 
     def _open(self) -> None:
@@ -173,7 +186,7 @@ class Stations:
         """
         parts = [libraries[place :: self._count] for place in range(self._count)]
         futures = [
-            self._threads.submit(_ratios, station, task, default, part, default_us, self._remote)
+            self._threads.submit(_ratios, station, task, default, part, default_us)
             for station, part in zip(self._stations, parts, strict=True)
             if part
         ]
@@ -201,12 +214,9 @@ def _ratios(
     default: Path,
     libraries: Sequence[Path],
     default_us: float,
-    retry: bool,
 ) -> dict[Path, float | str]:
-    """Measure libraries together, or, if that fails, each alone, so that only one is to blame.
-
-    Retry: what fails alone gets a second chance, as it may have been the server that failed.
-    """
+    """Measure libraries together, or, if that fails, each alone, so that only one is to blame."""
+    retry = station.bench.retries
     try:
         return _together(station, task, default, libraries, default_us)
     except RuntimeError as error:
@@ -227,8 +237,8 @@ def _together(
     station: Station, task: Task, default: Path, libraries: Sequence[Path], default_us: float
 ) -> dict[Path, float | str]:
     named = {DEFAULT: default, **{path.name: path for path in libraries}}
-    seconds = _SECONDS_EACH * len(named)
-    limit_s = _PATIENCE_S + seconds + len(named) * _CALLS * default_us / 1e6
+    seconds = station.bench.seconds_each * len(named)
+    limit_s = station.bench.patience_s + seconds + len(named) * _CALLS * default_us / 1e6
     timings = station.rotate(task, named, seconds, limit_s)
     return {path: ratio(timings[path.name], timings[DEFAULT]) for path in libraries}
 

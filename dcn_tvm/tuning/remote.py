@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dcn_tvm import build, measure
 from dcn_tvm.measure import Timing
+from dcn_tvm.tuning.bench import Bench
 
 _CONNECT_S = 5.0
 _RETURN_S = 30.0  # for a server that is started again
@@ -27,12 +28,13 @@ _TURN_MS = 10  # on the server: the network does not count
 
 
 @dataclass(frozen=True)
-class Tracker:
+class Tracker(Bench):
     """Where the tracker listens, and the key under which the servers are registered."""
 
     host: str
     port: int
     key: str
+    retries: ClassVar[bool] = True  # it may have been the server that failed
 
     @classmethod
     def parse(cls, address: str, key: str) -> Tracker:
@@ -67,55 +69,49 @@ class Tracker:
             )
         return keys.count(self.key)
 
+    def stations(self) -> int:
+        """Return how many servers there are, each for a process of its own."""
+        return self.servers()
 
-def wait(tracker: Tracker, seconds: float = _RETURN_S) -> None:
-    """Wait for a server: one that crashed may be started again by whoever watches over it.
+    def wait(self) -> None:
+        """Wait for a server: one that crashed may be started again by whoever watches over it.
 
-    Raises:
-        ConnectionError: none came.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            tracker.servers()
-            return
-        except ConnectionError:
-            if time.monotonic() > end:
-                raise
-        time.sleep(1)
+        Raises:
+            ConnectionError: none came.
+        """
+        end = time.monotonic() + _RETURN_S
+        while True:
+            try:
+                self.servers()
+                return
+            except ConnectionError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
+    def rotate(
+        self, libraries: Mapping[str, Path], arguments: Sequence[Any], seconds: float
+    ) -> dict[str, Timing]:
+        """Time libraries on one server, by its clock."""
+        with _session(self, libraries.values()) as (session, modules):
+            device = session.cpu(0)
+            placed = [_upload(argument, device) for argument in arguments]
+            timers = {
+                name: functools.partial(_turn_us, modules[path], device, placed)
+                for name, path in libraries.items()
+            }
+            return measure.rotate_turns(timers, seconds=seconds)
 
-def rotate(
-    tracker: Tracker, libraries: Mapping[str, Path], arguments: Sequence[Any], seconds: float
-) -> dict[str, Timing]:
-    """Time libraries of one kernel in turn, on one server."""
-    with _session(tracker, libraries.values()) as (session, modules):
-        device = session.cpu(0)
-        placed = [_upload(argument, device) for argument in arguments]
-        timers = {
-            name: functools.partial(_turn_us, modules[path], device, placed)
-            for name, path in libraries.items()
-        }
-        return measure.rotate_turns(timers, seconds=seconds)
+    def run(self, library: Path, arguments: Sequence[Any], outputs: int) -> None:
+        """Call a kernel on a server and fetch what it filled."""
+        import tvm
 
-
-def run(tracker: Tracker, library: Path, arguments: Sequence[Any], outputs: int) -> None:
-    """Call a kernel on a server and fetch what it filled.
-
-    Args:
-        tracker: of the servers.
-        library: the kernel.
-        arguments: tensors and, at the end, numbers.
-        outputs: how many of the tensors, the last ones, it fills.
-    """
-    import tvm
-
-    tensors = [a for a in arguments if not isinstance(a, float | int)]
-    with _session(tracker, [library]) as (session, modules):
-        placed = [_upload(argument, session.cpu(0)) for argument in arguments]
-        modules[library][build.SYMBOL](*placed)
-        for place in range(len(tensors) - outputs, len(tensors)):
-            placed[place].copyto(tvm.runtime.from_dlpack(tensors[place]))
+        tensors = [a for a in arguments if not isinstance(a, float | int)]
+        with _session(self, [library]) as (session, modules):
+            placed = [_upload(argument, session.cpu(0)) for argument in arguments]
+            modules[library][build.SYMBOL](*placed)
+            for place in range(len(tensors) - outputs, len(tensors)):
+                placed[place].copyto(tvm.runtime.from_dlpack(tensors[place]))
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Search:
         ...     search.tell([measure(choices) for choices in batch])
     """
 
-    def __init__(self, space: Space, trials: int, seed: int = 0) -> None:
+    def __init__(self, space: Space, trials: int, seed: int = 0, batch: int = BATCH) -> None:
         self._space = space
         module = _anchor()
         with _no_tensor_intrinsics():
@@ -72,7 +72,7 @@ class Search:
                 search_strategy=EvolutionarySearch(
                     population_size=_POPULATION,
                     init_measured_ratio=0.25,
-                    init_min_unmeasured=BATCH,
+                    init_min_unmeasured=batch,
                     genetic_num_iters=3,
                     eps_greedy=_EXPLORE,
                 ),
@@ -93,7 +93,7 @@ class Search:
         self._fastest = _UNKNOWN_S
         self._context.pre_tuning(
             max_trials=trials,
-            num_trials_per_iter=BATCH,
+            num_trials_per_iter=batch,
             design_spaces=self._context.generate_design_space(),
             database=self._database,
             cost_model=self._model,

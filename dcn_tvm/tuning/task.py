@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dcn_tvm import build, ops
 from dcn_tvm.build import Request
+from dcn_tvm.gpu import Gpu
 from dcn_tvm.kernels import possible_outputs
 from dcn_tvm.knobs import Choice, Choices
 from dcn_tvm.records import writing
@@ -36,11 +37,18 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What one search tunes: a kernel for all of its outputs, at some sizes, with some threads."""
+    """What one search tunes: a kernel for all of its outputs, at some sizes.
+
+    Attributes:
+        request: the kernel.
+        sizes: of the call.
+        target: that it is for.
+        threads: that it runs with, or the multiprocessors of a GPU.
+    """
 
     request: Request
     sizes: Sizes
-    target: Target = field(repr=False)
+    target: Target | Gpu = field(repr=False)
     threads: int
 
     @cached_property
@@ -60,7 +68,8 @@ class Task:
         """Return a hash of all that a measurement depends on, the schedules' sources included."""
         problem = self.request.problem
         parts = (problem.op, problem.to_json(), self.request.kernel, json.dumps(self.sizes))
-        facts = (self.target.key(), str(self.threads), *build.versions(), build.fingerprint())
+        machine = (self.target.ids[0], self.target.key(), str(self.threads))
+        facts = (*machine, *build.versions(), build.fingerprint())
         return hashlib.sha256("\n".join((*parts, *facts)).encode()).hexdigest()
 
     def library_name(self, choices: Choices) -> str:
@@ -75,12 +84,14 @@ def _written(value: object) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def tasks_of(workload: Workload, target: Target, threads: int) -> Iterator[Task]:
+def tasks_of(workload: Workload, target: Target | Gpu, threads: int) -> Iterator[Task]:
     """Yield a task for each of a workload's kernels."""
+    device = target if isinstance(target, Gpu) else None
     kernels = ops.registry()[workload.problem.op].kernels()
     for name in workload.kernels:
         outputs = possible_outputs(workload.problem, kernels[name].outputs)
-        yield Task(Request(workload.problem, name, outputs), workload.sizes, target, threads)
+        request = Request(workload.problem, name, outputs, target=device)
+        yield Task(request, workload.sizes, target, threads)
 
 
 class Journal:

@@ -105,11 +105,13 @@ class Hunt:
         until: float = float("inf"),
         progress: Progress = lambda tried: None,
         first: Iterable[Choices] = (),
+        batch: int = BATCH,
     ) -> None:
         """Try points until there were `trials`, the default included, or the time is over.
 
         A space that is no larger is tried out completely. Else the search begins with the points
-        of `first`, such as those of records: it cannot end worse than they are.
+        of `first`, such as those of records: it cannot end worse than they are. Points are tried in
+        batches.
         """
         space = self._task.space
         progress(self.tried)
@@ -118,21 +120,21 @@ class Hunt:
             known = {_key(trial.choices) for trial in self.tried}
             left = [point for point in space.points() if _key(point) not in known]
             while left and time.monotonic() < until:
-                self._try(left[:BATCH])
-                left = left[BATCH:]
+                self._try(left[:batch])
+                left = left[batch:]
                 progress(self.tried)
             return
         with _uninterrupted():
-            search = Search(space, trials, seed)
+            search = Search(space, trials, seed, batch)
             search.learn([(trial.choices, self._seconds(trial.ratio)) for trial in self.tried])
         while len(self.tried) < trials and time.monotonic() < until:
             with _uninterrupted():
-                batch = search.ask()
-            if not batch:
+                points = search.ask()
+            if not points:
                 return
-            ratios = self._ratios(batch, trials - len(self.tried))
+            ratios = self._ratios(points, trials - len(self.tried))
             with _uninterrupted():
-                search.tell([self._seconds(ratios.get(_key(point))) for point in batch])
+                search.tell([self._seconds(ratios.get(_key(point))) for point in points])
             progress(self.tried)
 
     def _ratios(self, batch: Sequence[dict[str, Choice]], most: int) -> dict[str, float | None]:

@@ -10,31 +10,19 @@ import functools
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor
 
-from dcn_tvm import build, kernels, measure
+from dcn_tvm import build
 from dcn_tvm.build import Request
+from dcn_tvm.gpu import Gpu
 from dcn_tvm.knobs import Choices, Knobs
 from dcn_tvm.measure import Timing
 from dcn_tvm.target import Target
-from dcn_tvm.tuning import remote
+from dcn_tvm.tuning.bench import Bench
 from dcn_tvm.tuning.call import KernelCall, disagreement, judge, prepare
-from dcn_tvm.tuning.remote import Tracker
 from dcn_tvm.workload import Sizes
-
-TURN_US = 4000.0
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where kernels run: on this machine with so many threads, or on one behind a tracker."""
-
-    threads: int
-    tracker: Tracker | None = None
 
 
 def initialize() -> None:
@@ -43,8 +31,8 @@ def initialize() -> None:
     os.environ["DCN_TVM_PROGRESS"] = "0"
 
 
-def make_library(request: Request, target: Target, choices: Choices, path: Path) -> None:
-    """Compile a point of a kernel's space to a library."""
+def make_library(request: Request, target: Target | Gpu, choices: Choices, path: Path) -> None:
+    """Compile a point of a kernel's space to a library; no device is needed, whatever it is for."""
     scheduled = build.schedule(request, target, Knobs(dict(choices)))
     draft = path.with_suffix(f".{os.getpid()}{path.suffix}")
     build.link(build.compile(request, scheduled, target), draft)
@@ -55,15 +43,7 @@ def rotate(
     bench: Bench, request: Request, sizes: Sizes, libraries: Mapping[str, Path], seconds: float
 ) -> dict[str, Timing]:
     """Time libraries of one kernel in turn, on the same data."""
-    call = _prepare(request, sizes)
-    if bench.tracker is not None:
-        return remote.rotate(bench.tracker, libraries, call.arguments, seconds)
-    torch.set_num_threads(bench.threads)
-    calls = {
-        name: functools.partial(kernels.open_library(path), *call.arguments)
-        for name, path in libraries.items()
-    }
-    return measure.rotate(calls, seconds=seconds, min_rounds=3, turn_us=TURN_US)
+    return bench.rotate(libraries, _prepare(request, sizes).arguments, seconds)
 
 
 def check(bench: Bench, request: Request, sizes: Sizes, library: Path, default: Path) -> str | None:
@@ -72,32 +52,32 @@ def check(bench: Bench, request: Request, sizes: Sizes, library: Path, default: 
     Returns:
         What is wrong, or None.
     """
-    torch.set_num_threads(bench.threads)
 
     def run(path: Path, call: KernelCall) -> None:
-        if bench.tracker is None:
-            kernels.open_library(path)(*call.arguments)
-        else:
-            remote.run(bench.tracker, path, call.arguments, len(call.results))
+        bench.run(path, call.arguments, len(call.results))
 
     if wrong := judge(request, sizes, functools.partial(run, library)):
         return f"{wrong}, against the reference"
     call = _prepare(request, sizes)
-    found = []
-    for path in (library, default):
+
+    def results(path: Path) -> dict[str, Tensor]:
         for result in call.results.values():
             result.fill_(float("nan"))
         run(path, call)
-        found.append({name: result.clone() for name, result in call.results.items()})
-    wrong = disagreement(request, *found)
-    return f"{wrong}, against the default schedule" if wrong else None
+        return {name: result.clone() for name, result in call.results.items()}
+
+    wanted = results(default)
+    for _ in range(bench.runs):
+        if wrong := disagreement(request, results(library), wanted):
+            return f"{wrong}, against the default schedule"
+    return None
+
+
+def usable(bench: Bench) -> bool:
+    """Return whether this process can go on after something failed in it."""
+    return bench.usable()
 
 
 @functools.lru_cache(maxsize=1)
 def _prepare(request: Request, sizes: Sizes) -> KernelCall:
     return prepare(request, sizes)
-
-
-def ready() -> dict[str, Any]:
-    """Answer, so that a child's start is not counted as its first task's time."""
-    return {"pid": os.getpid()}
