@@ -3,6 +3,8 @@
 #   make test    the whole test suite
 #   make check   format, lint, types
 #   make bench   the benchmark table of the README
+#   make gpu     all that needs a CUDA device, in $(OUT); again to go on. It sets nothing up: $(PYTHON) has torch
+#   make gpu-carry SITE=folder   pack what a machine with a device and without network lacks; there, make gpu SITE=folder
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,8 +12,11 @@ READY  := $(VENV)/.ready
 JOBS   ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); \
                   [ $$n -gt 4 ] && echo 4 || echo $$n)
 ARGS   ?=
+OUT    ?= gpu-results
+MINUTES ?= 9.5
+SITE   ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench gpu gpu-carry clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -35,6 +40,15 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m dcn_tvm bench $(ARGS)
+
+gpu:
+	@$(PYTHON) -c 'import torch' || { echo "$(PYTHON) has no torch: say 'make gpu PYTHON=/path/to/python'" >&2; exit 2; }
+	@if [ -n "$(SITE)" ]; then exports=$$($(PYTHON) "$(SITE)/unpack.py") || exit 2; eval "$$exports"; fi; \
+	PYTHONPATH="$${PYTHONPATH:+$$PYTHONPATH:}$(CURDIR)" $(PYTHON) -m dcn_tvm gpu --out "$(OUT)" --minutes $(MINUTES) $(ARGS)
+
+gpu-carry: $(READY)
+	@[ -n "$(SITE)" ] || { echo "say where to: make gpu-carry SITE=folder" >&2; exit 2; }
+	$(BIN)/python -m dcn_tvm gpu carry "$(SITE)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

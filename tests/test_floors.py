@@ -16,11 +16,14 @@ PACKAGE = ROOT / "dcn_tvm"
 FLOORS = (
     ("errors", "settings", "_resources", "problem"),
     ("ops",),
-    ("te", "knobs", "space", "workload", "records", "target", "schedules", "suites"),
-    ("build", "cache", "openmp", "kernels", "measure", "reference", "examples", "agreement", "gpu"),
+    ("te", "knobs", "space", "workload", "records", "target", "gpu", "schedules", "suites"),
+    (
+        *("build", "cuda", "cache", "openmp", "kernels", "bundles", "measure"),
+        *("reference", "examples", "agreement"),
+    ),
     ("binding", "bridge"),
     ("functional", "tuning"),
-    ("nn", "viz", "bench", "report", "demo"),
+    ("nn", "viz", "bench", "report", "demo", "device"),
     ("cli", "__main__"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -29,10 +32,11 @@ FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 OP_ROOMS = {"ops", "te", "schedules", "reference", "functional", "nn"}
 OP_ROOMS |= {"suites", "examples", "bench", "viz", "demo", "report", "__init__"}
 
-WITHOUT_TORCH = {"ops", "te", "schedules", "build", "cache", "openmp", "kernels", "measure"}
+WITHOUT_TORCH = {"ops", "te", "schedules", "build", "cuda", "cache", "openmp", "kernels", "measure"}
 WITHOUT_TORCH |= {"knobs", "space", "workload", "records", "target", "suites", *FLOORS[0]}
+WITHOUT_TORCH |= {"bundles"}
 WITHOUT_COMPILER = {"ops", "cache", "measure", "reference", "functional", "nn", "suites", "viz"}
-WITHOUT_COMPILER |= {"examples", "agreement", "gpu", *FLOORS[0]}
+WITHOUT_COMPILER |= {"examples", "agreement", "gpu", "bundles", *FLOORS[0]}
 
 
 def source_files() -> dict[str, Path]:

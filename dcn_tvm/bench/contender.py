@@ -11,24 +11,26 @@ from typing import Literal
 from torch import Tensor
 
 from dcn_tvm import examples
+from dcn_tvm.bench import on_device
 from dcn_tvm.examples import Example
 from dcn_tvm.suites import Case
 
 Mode = Literal["forward", "forward+backward", "network"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward", "network")
 MEMORY_FORMATS = ("contiguous", "channels_last")
-_LAYOUTS = dict(zip(MEMORY_FORMATS, ("nchw", "nhwc"), strict=True))
+LAYOUTS = dict(zip(MEMORY_FORMATS, ("nchw", "nhwc"), strict=True))
 
 Call = Callable[[], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is asked of a contender beside the sizes."""
+    """What is asked of a contender beside the sizes; the device in torch's words."""
 
     mode: Mode = "forward"
     dtype: str = "float32"
     memory_format: str = "contiguous"
+    device: str = "cpu"
 
 
 def settings(
@@ -45,7 +47,9 @@ _PLAIN = Setting()
 
 def example_of(case: Case, setting: Setting = _PLAIN) -> Example:
     """Return the call of a case, with the same numbers for everyone."""
-    problem = case.problem(setting.dtype, _LAYOUTS[setting.memory_format])
+    problem = case.problem(setting.dtype, LAYOUTS[setting.memory_format])
+    if setting.device != "cpu":
+        return on_device.example(problem, case.free_sizes, setting.device)
     return examples.example(problem, case.free_sizes)
 
 
@@ -65,6 +69,7 @@ class Contender:
         install: how to get it.
         imports: the modules that must be importable.
         serves: whether it can do a case at all; it takes no part in the others.
+        devices: the types of devices that it runs on, in torch's words.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Contender:
     install: str
     imports: tuple[str, ...] = ()
     serves: Callable[[Case], bool] = lambda case: True
+    devices: tuple[str, ...] = ("cpu",)
 
     def absent_because(self) -> str | None:
         """Return why the contender cannot run here, or None if it can."""

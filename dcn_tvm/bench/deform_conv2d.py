@@ -99,7 +99,9 @@ def _torch_call(op: Op, case: Case, setting: Setting, compute_dtype: str | None 
     if setting.mode == "forward":
         return lambda: [forward()]
     if setting.mode == "network":
-        filter_before, filter_after = (f.to(widened) for f in _filters(g, setting.dtype))
+        filter_before, filter_after = (
+            f.to(setting.device, widened) for f in _filters(g, setting.dtype)
+        )
 
         def network() -> list[Tensor]:
             before = functional.conv2d(inputs.input, filter_before).relu_()
@@ -162,9 +164,14 @@ def _rest(case: Case, setting: Setting) -> Call:
 def _gemm(case: Case, setting: Setting) -> Call:
     """Return `weight [O, C*K] @ columns [C*K, pixels]`, and for backward its two gradients."""
     g = Geometry.of(case)
-    weight = torch.randn(g.out_channels, g.in_channels * g.taps)
-    columns = torch.randn(g.in_channels * g.taps, g.pixels)
-    grad_output = torch.randn(g.out_channels, g.pixels)
+
+    def drawn(rows: int, columns: int) -> Tensor:
+        dtype = getattr(torch, setting.dtype)
+        return torch.randn(rows, columns, dtype=dtype, device=setting.device)
+
+    weight = drawn(g.out_channels, g.in_channels * g.taps)
+    columns = drawn(g.in_channels * g.taps, g.pixels)
+    grad_output = drawn(g.out_channels, g.pixels)
     if setting.mode == "forward":
         return lambda: [weight @ columns]
     return lambda: [weight @ columns, weight.T @ grad_output, grad_output @ columns.T]
@@ -260,10 +267,18 @@ def _output_bytes(case: Case) -> int:
 _CONTIGUOUS = settings(memory_formats=("contiguous",))
 _HALF = settings(("forward",), ("bfloat16",))
 
+_EVERYWHERE = ("cpu", "cuda")
+
 BENCH = OpBench(
     contenders=(
-        Contender("conv2d", "baseline", "torch", settings(), _conv2d, "pip install torch"),
-        Contender("dcn_tvm", "ours", "dcn_tvm", settings() + _HALF, _ours, "pip install dcn_tvm"),
+        Contender(
+            *("conv2d", "baseline", "torch", settings(), _conv2d, "pip install torch"),
+            devices=_EVERYWHERE,
+        ),
+        Contender(
+            *("dcn_tvm", "ours", "dcn_tvm", settings() + _HALF, _ours, "pip install dcn_tvm"),
+            devices=_EVERYWHERE,
+        ),
         Contender(
             "torchvision",
             "peer",
@@ -272,6 +287,7 @@ BENCH = OpBench(
             _torchvision,
             "pip install torchvision",
             ("torchvision.ops",),
+            devices=_EVERYWHERE,
         ),
         Contender(
             "onnxruntime",
@@ -282,7 +298,10 @@ BENCH = OpBench(
             "pip install onnxruntime onnx",
             ("onnxruntime", "onnx"),
         ),
-        Contender("gemm", "floor", "torch", _CONTIGUOUS[:2], _gemm, "pip install torch"),
+        Contender(
+            *("gemm", "floor", "torch", _CONTIGUOUS[:2], _gemm, "pip install torch"),
+            devices=_EVERYWHERE,
+        ),
         Contender("torch ops", "rest", "torch", settings(("network",)), _rest, "pip install torch"),
     ),
     oracle=_oracle,

@@ -24,6 +24,7 @@ SHRUNK = {"batch": 1, "height": 8, "width": 8, "boxes": 2}
 
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 _CONTIGUOUS = settings(MODES, memory_formats=("contiguous",))
+_EVERYWHERE = ("cpu", "cuda")
 
 Options = Callable[[Case], dict[str, Any]]
 Serves = Callable[[Case], bool]
@@ -117,14 +118,25 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
     half = settings(("forward",), ("bfloat16",))
     install = "pip install dcn_tvm"
     contenders = [
-        Contender("copy", "baseline", "torch", _CONTIGUOUS, _copy, "pip install torch"),
-        Contender("dcn_tvm", "ours", "dcn_tvm", settings(MODES) + half, prepare, install),
+        Contender(
+            *("copy", "baseline", "torch", _CONTIGUOUS, _copy, "pip install torch"),
+            devices=_EVERYWHERE,
+        ),
+        Contender(
+            *("dcn_tvm", "ours", "dcn_tvm", settings(MODES) + half, prepare, install),
+            devices=_EVERYWHERE,
+        ),
         *peers,
     ]
     kind = ops.registry()[op].problem
     assert issubclass(kind, RoIProblem)
     if kind.deformable:
-        contenders.append(Contender("plain", "floor", "dcn_tvm", settings(MODES), plain, install))
+        contenders.append(
+            Contender(
+                *("plain", "floor", "dcn_tvm", settings(MODES), plain, install),
+                devices=_EVERYWHERE,
+            )
+        )
     return OpBench(
         contenders=tuple(contenders),
         oracle=oracle,
@@ -155,6 +167,7 @@ def torchvision_peer(
         "pip install torchvision",
         ("torchvision.ops",),
         serves,
+        _EVERYWHERE,
     )
 
 
@@ -207,7 +220,7 @@ def _copy(case: Case, setting: Setting) -> Call:
     once they are so large (32 MiB with glibc) that freed memory goes back to the system.
     """
     count = _bytes_moved(case, setting) // 8
-    source, target = torch.ones(count), torch.ones(count)
+    source, target = (torch.ones(count, device=setting.device) for _ in range(2))
     return lambda: [target.copy_(source)]
 
 

@@ -41,10 +41,14 @@ class Example:
         return self.problem.op
 
     def make_grad(self) -> Tensor:
-        """Draw the gradient from above, as large as the output, which may be 400 MB."""
+        """Draw the gradient from above, as large as the output, which may be 400 MB.
+
+        It is put where the tensors are.
+        """
         shape = ops.registry()[self.op].shape(self.tensors, self.attributes)
-        draw = Draw(self.problem, self.seed)
-        return draw.placed(draw.normal("grad", shape))
+        draw, first = Draw(self.problem, self.seed), self.tensors[0]
+        assert first is not None
+        return draw.placed(draw.normal("grad", shape)).to(first.device)
 
 
 @dataclass(frozen=True)
