@@ -21,7 +21,7 @@ from dcn_tvm import _resources, openmp, settings
 from dcn_tvm import target as targets
 from dcn_tvm.cuda import compiler, lower
 from dcn_tvm.errors import CompileError
-from dcn_tvm.gpu import Gpu
+from dcn_tvm.gpu import SOURCE_ONLY, Gpu
 from dcn_tvm.knobs import Choice, Knobs
 from dcn_tvm.problem import Problem
 from dcn_tvm.space import Space, explore
@@ -31,7 +31,7 @@ from dcn_tvm.target import Target
 FAMILIES = {
     "llvm": ("cpu",),
     "cuda": ("cuda", "gpu"),
-    **dict.fromkeys(("opencl", "metal", "webgpu", "rocm", "vulkan"), ("gpu",)),
+    **dict.fromkeys(SOURCE_ONLY, ("gpu",)),
 }
 SYMBOL = "dcn_tvm_kernel"
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")

@@ -25,6 +25,8 @@ _SHARED_KIB = {
     "sm_100": (228, 227),
     "sm_120": (100, 99),
 }
+# TVM's kinds for which schedules/gpu has kernels, and nothing here launches them.
+SOURCE_ONLY = ("opencl", "metal", "webgpu", "rocm", "vulkan")
 _MULTIPROCESSORS = 64  # between those of a small device and those of the largest
 _ARCH = re.compile("sm_[1-9][0-9]{1,2}")
 # Fact → torch's name for it.
@@ -46,7 +48,7 @@ class Gpu:
     """Facts of a GPU; 0 is unknown.
 
     Attributes:
-        kind: TVM's target kind, "cuda".
+        kind: TVM's target kind: "cuda", or one of `SOURCE_ONLY`.
         name: the device's model in words, without commas; "" where only the architecture is known.
         arch: such as "sm_90".
         multiprocessors: of the device.

@@ -49,6 +49,11 @@ def parse(text: str) -> Code:
         return cpu.parse(f"{_ARCHS.get(level, level)}{comma}{facts}", foreign=True)
     if kind == "cpu" and not colon:
         return cpu.detect()
+    if kind in gpu.SOURCE_ONLY:
+        raise ValueError(
+            f"a bundle's target must be cpu, cpu:LEVEL or cuda:sm_NN, got {text!r}: for {kind} "
+            "only source is generated (dcn_tvm.cuda.lower), and nothing launches it"
+        )
     raise ValueError(f"a target must be cpu, cpu:LEVEL or cuda:sm_NN, got {text!r}")
 
 

@@ -35,10 +35,23 @@ _PLACES = {
     **{f"threadIdx.{axis}": axis for axis in "xyz"},
     "tirx.use_dyn_shared_memory": "s",
 }
+# The functions of launch.c that a host part calls: results and arguments.
+_LAUNCHER = {
+    "dcn_tvm_launch": ("int32", ("int32", "int32", "handle", "int32")),
+    "dcn_tvm_alloc": ("handle", ("int32", "uint64")),
+    "dcn_tvm_free": ("int32", ("int32", "handle")),
+}
+_POINTER = 15  # TVM's number for the value of an argument on the stack
 _KINDS = {"int64": "l", "int32": "i", "float32": "f", "float64": "d", "bool": "i"}
 # TVM's preamble leaves CUDA's header for bfloat16 out before sm_80, and uses it all the same. Since
 # CUDA 12 the header does in software what such devices cannot do.
 _BFLOAT_GUARD = "#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 800)\n"
+# WGSL has no such constants, and refuses expressions of constants that make one: a block has fewer
+# than 2^22 threads.
+_WGSL = {
+    "nanf": "bitcast<f32>(0x7fc00000u | threadIdx.x)",
+    "inff": "bitcast<f32>(0x7f800000u | (threadIdx.x >> 22u))",
+}
 _lock = threading.Lock()
 
 
@@ -92,6 +105,8 @@ def lower(function: Any, target: dict[str, Any], host: dict[str, Any]) -> Lowere
         host_module = finish_host()(tvm.tirx.transform.BF16StorageLegalize()(host_module))
         ((_, device_module),) = device_modules.items()
         device_module = finish_device()(device_module)
+        if target["kind"] == "opencl":
+            device_module = passes.with_typed_constants(device_module)
         kernels = tuple(
             Kernel(str(f.attrs["global_symbol"]), _signature(f))
             for f in device_module.functions.values()
@@ -151,15 +166,18 @@ def _with_launches(module: Any, names: Sequence[str], ir: str) -> Any:
 
     ((variable, function),) = module.functions.items()
     (device,) = _found(function.body, tirx.Var, lambda var: var.name == "dev_id")[:1]
+    (stack,) = _found(function.body, tirx.Var, lambda var: var.name == "stack_ffi_any")[:1]
+    once = {name: tvm.ir.GlobalVar(f"{name}_once") for name in _LAUNCHER}
 
     def rename(call: Any) -> Any:
         name = getattr(call.op, "name", "")
         if name == "tirx.TVMBackendAllocWorkspace":
-            size = call.args[2].astype("uint64")
-            arguments = [_text("dcn_tvm_alloc"), device, size]
-            return tvm.ir.Call("tirx.call_extern", arguments, ret_ty=call.ty)
+            arguments = [device, call.args[2].astype("uint64"), stack]
+            code = tvm.ir.Call(once["dcn_tvm_alloc"], arguments, ret_ty="int32")
+            pointer = tirx.tvm_struct_get(stack, 0, _POINTER, call.ty)
+            return tvm.ir.Call("prim.if_then_else", [code == 0, pointer, pointer], ret_ty=call.ty)
         if name == "tirx.TVMBackendFreeWorkspace":
-            return tirx.call_extern("int32", "dcn_tvm_free", device, call.args[2])
+            return tvm.ir.Call(once["dcn_tvm_free"], [device, call.args[2]], ret_ty="int32")
         return call
 
     def launch(statement: Any) -> Any:
@@ -169,15 +187,38 @@ def _with_launches(module: Any, names: Sequence[str], ir: str) -> Any:
         name, stack, first, _ = call.args
         if name.value == "__tvm_set_device":  # a launch does so itself
             return tirx.Evaluate(tirx.const(0, "int32"))
-        index = names.index(name.value)
-        code = tirx.call_extern("int32", "dcn_tvm_launch", index, device, stack, first)
+        index = tirx.const(names.index(name.value), "int32")
+        arguments = [index, device, stack, first]
+        code = tvm.ir.Call(once["dcn_tvm_launch"], arguments, ret_ty="int32")
         thrown = tirx.Evaluate(tirx.tvm_throw_last_error())
         return tirx.IfThenElse(code != 0, thrown, None)
 
     body = tvm_ffi.structural_map(function.body, (tvm.ir.Call, rename), order="post")
     body = tvm_ffi.structural_map(body, (tirx.Evaluate, launch), order="post")
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", _text(ir), body)
-    return tvm.IRModule({variable: function.with_body(body)})
+    target = function.attrs["target"]
+    parts = {once[name]: _once(name).with_attr("target", target) for name in _LAUNCHER}
+    return tvm.IRModule({variable: function.with_body(body), **parts})
+
+
+def _once(name: str) -> Any:
+    """A function that does nothing but call one of the launcher's; memory is left on the stack.
+
+    TVM has LLVM inline all of an imported module at each call. Of a graph with eleven kernels that
+    was 3 MB of code: 2 s to an object, 9 s in memory.
+    """
+    from tvm import tirx
+
+    result, kinds = _LAUNCHER[name]
+    parameters = [tirx.Var(f"argument_{i}", kind) for i, kind in enumerate(kinds)]
+    called = tirx.call_extern(result, name, *parameters)
+    if result == "handle":
+        stack = tirx.Var("stack", "handle")
+        parameters.append(stack)
+        body = tirx.Evaluate(tirx.tvm_struct_set(stack, 0, _POINTER, called))
+    else:
+        body = tirx.IfThenElse(called != 0, tirx.Evaluate(tirx.tvm_throw_last_error()), None)
+    return tirx.PrimFunc(parameters, body, tirx.const(0, "int32").ty)
 
 
 def _at_offset_zero(function: Any) -> Any:
@@ -234,7 +275,10 @@ def _source(module: Any, target: Any) -> str:
         raise CompileError(f"this build of TVM generates no code for {kind}")
     with _environment("TVM_COMPILE_FORCE_FALLBACK", "1"):
         built = generate(module, target)
-    return str(built.inspect_source(_FORMATS.get(kind, ""))).replace(_BFLOAT_GUARD, "#if 1\n")
+    source = str(built.inspect_source(_FORMATS.get(kind, "")))
+    if kind == "webgpu":
+        return re.sub(r"\b(nanf|inff)\b", lambda found: _WGSL[found[1]], source)
+    return source.replace(_BFLOAT_GUARD, "#if 1\n")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ They are those of TVM's pipeline for schedulable functions that nests need, in i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -46,3 +47,27 @@ def to_kernels(module: Any, kind: str) -> Any:
         tirx.transform.MakePackedAPI(),
     ]
     return tvm.ir.transform.Sequential(passes)(module)
+
+
+def with_typed_constants(module: Any) -> Any:
+    """Device functions for OpenCL, where TVM writes each NaN and infinity as a `float`.
+
+    In its `select`, whose arguments must be of one type, others are cast to what they are.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+
+    def typed(constant: Any) -> Any:
+        dtype = str(constant.ty)
+        if math.isfinite(constant.value) or dtype == "float32":
+            return constant
+        return tirx.Cast(dtype, tirx.const(constant.value, "float32"))
+
+    functions = {
+        variable: function.with_body(
+            tvm_ffi.structural_map(function.body, (tirx.FloatImm, typed), order="post")
+        )
+        for variable, function in module.functions.items()
+    }
+    return tvm.IRModule(functions)

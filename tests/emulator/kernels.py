@@ -50,11 +50,13 @@ class Kernels:
     """
 
     def __init__(self, source: str | bytes) -> None:
-        enter()
         code = image(source) if isinstance(source, str) else source
         self._library = ctypes.c_void_p()
-        call("cuLibraryLoadData", ctypes.byref(self._library), code, *(None, None, 0) * 2)
-        leave()
+        enter()
+        try:
+            call("cuLibraryLoadData", ctypes.byref(self._library), code, *(None, None, 0) * 2)
+        finally:
+            leave()
 
     def kernel(self, name: str) -> ctypes.c_void_p:
         """The handle of one of them."""

@@ -165,5 +165,5 @@ def to_tensor(array: Array) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same, NaN included."""
-    views = (t.detach().contiguous().view(torch.uint8) for t in (a, b))
+    views = (t.detach().contiguous().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(*views)
