@@ -9,7 +9,8 @@ of an image. All sums have a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 
 from dcn_tvm.schedules.gpu import products
 from tvm import tirx
@@ -73,14 +74,15 @@ def _numbers(problem: DeformConv2dProblem) -> int:
     return 16 if problem.accumulate == "float64" else 64
 
 
-def _need(shared: Callable[..., Shared], *arguments: object) -> Callable[[Shape], int]:
+def _need(shared: Callable[..., Shared], *arguments: Hashable) -> Callable[[Shape], int]:
     """Bytes of shared memory that a shape needs."""
+    return lambda shape: _bytes(shared, arguments, shape)
 
-    def need(shape: Shape) -> int:
-        problem, *rest = arguments
-        return shared(problem, shape, *rest).bytes
 
-    return need
+@functools.lru_cache(4096)  # a search asks for all shapes at each of its points
+def _bytes(shared: Callable[..., Shared], arguments: tuple[Hashable, ...], shape: Shape) -> int:
+    problem, *rest = arguments
+    return int(shared(problem, shape, *rest).bytes)
 
 
 def forward_bytes(problem: DeformConv2dProblem) -> Callable[[Shape], int]:
@@ -95,4 +97,4 @@ def weight_bytes(problem: DeformConv2dProblem) -> Callable[[Shape], int]:
 
 def data_bytes(problem: DeformConv2dProblem, outputs: Sequence[str]) -> Callable[[Shape], int]:
     """Shared memory that a shape needs in the gradients of input, offset and mask."""
-    return _need(deform_data.shared, problem, outputs)
+    return _need(deform_data.shared, problem, tuple(outputs))
