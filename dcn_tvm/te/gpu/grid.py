@@ -82,7 +82,6 @@ class Cells:
     """Named scalars in registers, which a kernel may assign again."""
 
     def __init__(self, dtype: str, *names: str) -> None:
-        self._places = {name: i for i, name in enumerate(names)}
         self._buffers = {name: T.sblock_alloc_buffer((1,), dtype, scope="local") for name in names}
 
     def __getitem__(self, name: str) -> Expr:

@@ -21,8 +21,6 @@ from dcn_tvm.te.gpu.conv import Frame, turned
 from dcn_tvm.te.gpu.grid import Expr, div, each, mod, place
 from dcn_tvm.te.nest import int64
 
-MANNERS = ("atomic", "fixed", "owned")
-
 
 class Scatter:
     """Sums [image, pixel, channel] of what is scattered."""
