@@ -32,6 +32,7 @@ from dcn_tvm.demo.lesson import (
     plain_convolution,
     train,
 )
+from dcn_tvm.demo.pooling import Moved, move_bins
 from dcn_tvm.report import Machine, write_page
 from dcn_tvm.viz import SampledLayer
 
@@ -62,6 +63,7 @@ class Findings:
     kernels: int
     first_call_s: float
     learned: Learned
+    moved: Moved
     errors: dict[str, float]
     times_ms: dict[str, dict[str, float]]
     absent: dict[str, str]
@@ -82,6 +84,8 @@ class Findings:
             **{f"final loss, {name}": f"{loss:.4f}" for name, loss in losses.items()},
             "sampling points off their content": f"{learned.misplacement_before:.1f} pixels before "
             f"training, {learned.misplacement_after:.1f} after",
+            "bins off their content": f"{self.moved.misplacement_before:.1f} pixels before "
+            f"training, {self.moved.misplacement_after:.1f} after",
             "output against float64": f"{self.errors['output']:.1e} relative error",
             f"worst of all checks ({what})": f"{error:.1e} relative error",
             **{**self.machine.versions, **self.absent},
@@ -106,11 +110,15 @@ def run(folder: Path, console: Console, *, steps: int = 100, seconds: float = 16
         with stage("first call: compiles, or loads what is cached", 1):
             first_call_s, built = _first_call(lesson)
         learned = _learn(lesson, stage, steps)
+        with stage("moving the bins of RoI pooling", steps) as progress:
+            moved = move_bins(lesson, progress.advance, steps)
         with stage("checking against the reference in float64", 1):
             errors = compare_with_reference(learned.deformable, lesson)
         with stage("measuring times", 1):
             times_ms, absent = _times(learned.deformable, lesson, seconds)
-        findings = Findings(Machine.here(), built, first_call_s, learned, errors, times_ms, absent)
+        findings = Findings(
+            Machine.here(), built, first_call_s, learned, moved, errors, times_ms, absent
+        )
         with stage("drawing", 1):
             path = _write(folder, lesson, findings)
     _tell(console, findings)
@@ -200,6 +208,8 @@ def _write(folder: Path, lesson: Lesson, findings: Findings) -> Path:
         findings=findings,
         providers=_providers(findings),
         points=figures.draw_points(lesson, learned.sampled_before, after),
+        fields=figures.draw_fields(lesson, after),
+        pooling=figures.draw_pooling(lesson, findings.moved),
         pictures=figures.draw_pictures(lesson, pictures),
         losses=figures.draw_losses(learned.losses),
         bars=figures.draw_bars(findings.times_ms),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcn_tvm.nn import DeformConv2dPack, parameter_groups
-from dcn_tvm.viz import SampledLayer
+from dcn_tvm.viz import SampledLayer, record_offsets
 
 SIZE = (288, 256)
 STRIDE = 4  # pixels of the photograph per pixel of the feature map
@@ -77,8 +77,9 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def sampled(self, image: Tensor) -> list[SampledLayer]:
         """Return the deformable layers with the offsets that they make of `image`."""
-        maps = self.run_layers(image)
-        return [SampledLayer.of(layer, x) for layer, x in zip(self.packs, maps[:-1], strict=True)]
+        with record_offsets(self) as recorded:
+            self.run_layers(image)
+        return [layer for layer in recorded.values() if isinstance(layer, SampledLayer)]
 
 
 def _apply(layer: DeformConv2dPack, input: Tensor, op: Op | None) -> Tensor:
