@@ -1,6 +1,7 @@
 """Layers: deformable convolution and RoI pooling, with given offsets or with their own."""
 
 from dcn_tvm.nn.conv import DeformConv2d, DeformConv2dPack
+from dcn_tvm.nn.conversion import convert
 from dcn_tvm.nn.deform_ps_roi import DeformPSRoIPool, DeformPSRoIPoolPack
 from dcn_tvm.nn.deform_roi import DeformRoIPool, DeformRoIPoolPack
 from dcn_tvm.nn.parameters import parameter_groups
@@ -17,5 +18,6 @@ __all__ = [
     "PSRoIPool",
     "RoIAlign",
     "RoIPool",
+    "convert",
     "parameter_groups",
 ]
