@@ -104,10 +104,11 @@ def _titles_of_times(results: Results) -> set[str]:
 
 def markdown(results: Results) -> str:
     """Return the tables in Markdown, under a line that names the machine."""
-    return "\n".join([results.machine.line, "", *map(_markdown, grids(results))])
+    return "\n".join([results.machine.line, "", *map(grid_markdown, grids(results))])
 
 
-def _markdown(grid: Grid) -> str:
+def grid_markdown(grid: Grid) -> str:
+    """Return one table in Markdown, under its title."""
     lines = [grid.header, ["---"] * len(grid.header), *grid.lines]
     return "\n".join([f"**{grid.title}**", "", *("| " + " | ".join(x) + " |" for x in lines), ""])
 
