@@ -1,5 +1,6 @@
 # Every target sets itself up: the first one makes .venv and installs the project with its extras.
 #   make demo    compile for this machine, run on a photograph, write a report
+#   make train   train small networks, plain and deformable, on digits, write a report; again to go on
 #   make test    the whole test suite
 #   make check   format, lint, types
 #   make bench   the benchmark table of the README
@@ -16,7 +17,7 @@ OUT    ?= gpu-results
 MINUTES ?= 9.5
 SITE   ?=
 
-.PHONY: demo test check bench gpu gpu-carry clean
+.PHONY: demo train test check bench gpu gpu-carry clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -28,6 +29,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	$(BIN)/python -m dcn_tvm demo $(ARGS)
+
+train: $(READY)
+	$(BIN)/python -m dcn_tvm train $(ARGS)
 
 # Workers share the cores: one thread each, or the OpenMP pools of several workers fight.
 test: $(READY)

@@ -4,9 +4,10 @@ Importing the package imports neither TVM nor a schedule; the first call of an o
 its kernels are not in the disk cache.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from dcn_tvm import nn, reference
+from dcn_tvm import compat, nn, reference
 from dcn_tvm.bundles import load as load_bundle
 from dcn_tvm.functional import (
     deform_conv2d,
@@ -17,16 +18,22 @@ from dcn_tvm.functional import (
     roi_align,
     roi_pool,
 )
+from dcn_tvm.nn.conversion import convert
 from dcn_tvm.workload import record_problems
 
 if TYPE_CHECKING:
+    from dcn_tvm import analysis, models, viz
     from dcn_tvm.tuning.session import tune
 
 __all__ = [
+    "analysis",
+    "compat",
+    "convert",
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",
     "load_bundle",
+    "models",
     "nn",
     "ps_roi_align",
     "ps_roi_pool",
@@ -35,14 +42,17 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "tune",
+    "viz",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the tuner, and TVM with it, where it is first named."""
+    """Import where it is first named what needs TVM or torchvision, or is seldom needed."""
     if name == "tune":
         from dcn_tvm.tuning.session import tune
 
         return tune
+    if name in ("analysis", "models", "viz"):
+        return importlib.import_module(f"dcn_tvm.{name}")
     raise AttributeError(f"module 'dcn_tvm' has no attribute {name!r}")

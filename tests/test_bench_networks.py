@@ -33,6 +33,7 @@ def test_the_command_writes_what_it_measured(only_rfcn: None, tmp_path: Path) ->
     assert set(row["ms"]) == {"plain", "dcn_tvm", "torchvision"}
     assert all(time > 0 for time in row["ms"].values())
     assert row["ratios"]["plain"] == 1
+    assert min(row["proposals"]) > 20, "random weights must propose regions, as trained ones do"
     for text in (result.output, files["markdown"].read_text()):
         assert "R-FCN" in text
         assert "+2.46 (+2.4)" in text
@@ -102,19 +103,11 @@ def test_the_table_shows_increments_and_ratios() -> None:
         {"plain": 10.0, "dcn_tvm": 11.0, "torchvision": 30.0},
         {"plain": 1.0, "dcn_tvm": 1.1, "torchvision": 3.0},
         None,
+        (300, 299),
         3,
         networks.Machine("m", 1, {}),
         "2020-01-01",
     )
     (line,) = network_tables.grid([row]).lines
-    assert line == [
-        "net",
-        "10 x 20",
-        "1.0 → 3.5",
-        "+2.50 (+2.4)",
-        "10",
-        "11",
-        "1.10",
-        "30 ms",
-        "3.00",
-    ]
+    times = ["10", "11", "1.10", "30 ms", "3.00"]
+    assert line == ["net", "10 x 20", "300, 299", "1.0 → 3.5", "+2.50 (+2.4)", *times]

@@ -23,7 +23,10 @@ FLOORS = (
     ),
     ("binding", "bridge"),
     ("functional", "tuning"),
-    ("nn", "viz", "bench", "report", "demo", "device"),
+    (
+        *("nn", "models", "compat", "viz", "analysis"),
+        *("bench", "report", "demo", "training", "device"),
+    ),
     ("cli", "__main__"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -31,12 +34,14 @@ FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that exist once per op, or that show and measure particular ops. All others are generic.
 OP_ROOMS = {"ops", "te", "schedules", "reference", "functional", "nn"}
 OP_ROOMS |= {"suites", "examples", "bench", "viz", "demo", "report", "__init__"}
+OP_ROOMS |= {"models", "compat", "analysis", "training"}
 
 WITHOUT_TORCH = {"ops", "te", "schedules", "build", "cuda", "cache", "openmp", "kernels", "measure"}
 WITHOUT_TORCH |= {"knobs", "space", "workload", "records", "target", "suites", *FLOORS[0]}
 WITHOUT_TORCH |= {"bundles"}
 WITHOUT_COMPILER = {"ops", "cache", "measure", "reference", "functional", "nn", "suites", "viz"}
 WITHOUT_COMPILER |= {"examples", "agreement", "gpu", "bundles", *FLOORS[0]}
+WITHOUT_COMPILER |= {"models", "compat", "analysis", "training"}
 
 
 def source_files() -> dict[str, Path]:
@@ -169,7 +174,12 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import dcn_tvm", "import dcn_tvm.nn", "import dcn_tvm; dcn_tvm.deform_conv2d"],
+    [
+        "import dcn_tvm",
+        "import dcn_tvm.nn",
+        "import dcn_tvm; dcn_tvm.deform_conv2d, dcn_tvm.convert, dcn_tvm.compat",
+        "import dcn_tvm; dcn_tvm.viz, dcn_tvm.analysis",
+    ],
 )
 def test_importing_loads_neither_tvm_nor_a_schedule(statement: str) -> None:
     loaded = set(run(f"import sys; {statement}; print(*sys.modules)").split())

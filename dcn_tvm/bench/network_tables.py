@@ -15,6 +15,7 @@ from dcn_tvm.bench.tables import Grid, grid_markdown
 _HEADER = [
     "network",
     "image",
+    "proposals",
     "parameters, M",
     "more, M (paper)",
     "plain, ms",
@@ -37,6 +38,7 @@ def _line(row: NetworkRow) -> list[str]:
     return [
         row.network,
         f"{row.image[0]} x {row.image[1]}",
+        "" if row.proposals is None else ", ".join(map(str, dict.fromkeys(row.proposals))),
         " → ".join(f"{count / 1e6:.1f}" for count in row.parameters),
         f"{row.increment_millions:+.2f} ({high - low:+.1f})",
         f"{row.ms['plain']:.0f}",
@@ -52,7 +54,7 @@ def show(rows: Sequence[NetworkRow], console: Console) -> None:
     found = grid(rows)
     table = Table(title=found.title, title_justify="left", header_style="bold")
     for index, name in enumerate(found.header):
-        table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
+        table.add_column(name, justify="right" if index > 2 else "left", overflow="fold")
     for line in found.lines:
         table.add_row(*line)
     console.print(table, rows[0].machine.line)

@@ -1,10 +1,11 @@
 """Table 4 of the paper: parameters and forward time of whole networks, plain and deformable.
 
-ResNet-101, res5a to res5c with one offset group; the detectors' RoI pooling is deformable too. The
-weights are drawn at random, and the offsets scaled to a spread of two pixels, so that samples lie
-between pixels and apart, as in a trained network. A third contender is the deformable network with
-torchvision's deformable convolution in the place of ours; RoI pooling stays ours, for torchvision
-has no deformable one.
+ResNet-101, res5a to res5c with one offset group; the detectors' RoI pooling is deformable too. Both
+networks have the same random weights, batch normalisation has the statistics of the image, so that
+a detector proposes as many regions as a trained one, and the offsets are scaled to a spread of two
+pixels, so that samples lie between pixels and apart. A third contender is the deformable network
+with torchvision's deformable convolution in the place of ours; RoI pooling stays ours, for
+torchvision has no deformable one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,7 @@ class NetworkRow:
         ms: provider → milliseconds of a forward pass: "plain", "dcn_tvm", "torchvision".
         ratios: provider → time over the plain network's.
         paper_ratio: the paper's deformable over plain.
+        proposals: of the detectors with RoI pooling, in the plain and the deformable network.
         rounds: of the rotation.
         machine: where it was measured.
         date: and when.
@@ -127,6 +128,7 @@ class NetworkRow:
     ms: dict[str, float]
     ratios: dict[str, float]
     paper_ratio: float | None
+    proposals: tuple[int, int] | None
     rounds: int
     machine: Machine
     date: str
@@ -169,8 +171,10 @@ def _measure(
     height, width = (max(32, round(side * scale)) for side in network.size)
     options = DetectionOptions(min_size=height, max_size=width)
     image = torch.rand(3, height, width)
-    plain = network.build(resnet101(), "plain", options).eval()
+    plain = network.build(resnet101(), "plain", options)
+    _settle(plain, image)
     deformable = network.build(resnet101(BLOCKS), "deformable", options).eval()
+    deformable.load_state_dict(plain.state_dict(), strict=False)
     _spread_offsets(deformable, functools.partial(_forward, deformable, image))
     _compare(deformable, image[None])
     calls = {
@@ -188,10 +192,34 @@ def _measure(
         {name: timing.median_us / 1e3 for name, timing in timings.items()},
         {name: measure.ratio(timing, timings["plain"]) for name, timing in timings.items()},
         None if paper is None else paper[1] / paper[0],
+        _proposals(plain, deformable, image),
         min(len(timing.rounds) for timing in timings.values()),
         machine,
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _settle(network: Any, image: Tensor) -> None:
+    """Give batch normalisation the statistics of the image, and leave the network in inference."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    seen = image[None] if isinstance(network, DeepLab) else network.transform([image])[0].tensors
+    network.train().backbone(seen)
+    network.eval()
+
+
+def _proposals(plain: Any, deformable: Any, image: Tensor) -> tuple[int, int] | None:
+    """Return how many regions both networks propose, None if they pool none."""
+    found = []
+    for network in (plain, deformable):
+        if not hasattr(network, "roi_heads"):
+            return None
+        network.roi_heads.register_forward_pre_hook(
+            lambda _, arguments: found.append(sum(len(boxes) for boxes in arguments[1]))
+        )
+        _forward(network, image)
+    return found[0], found[1]
 
 
 def _forward(network: nn.Module, image: Tensor) -> object:
@@ -213,8 +241,13 @@ def torchvisions_op() -> Iterator[None]:
         result: Tensor = ops.deform_conv2d(*arguments)
         return result
 
-    with mock.patch.object(conv, "deform_conv2d", op):
+    layers: Any = conv
+    ours = layers.deform_conv2d
+    layers.deform_conv2d = op
+    try:
         yield
+    finally:
+        layers.deform_conv2d = ours
 
 
 def _spread_offsets(network: nn.Module, forward: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from dcn_tvm.cli import bench, cache, compile, demo, explain, gpu, records, tune
+from dcn_tvm.cli import bench, cache, compile, demo, explain, gpu, records, train, tune
 
 __all__ = ["app"]
 
@@ -19,5 +19,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (bench, gpu, demo, explain, tune, records, compile, cache):  # the order of --help
+for module in (
+    bench,
+    gpu,
+    demo,
+    train,
+    explain,
+    tune,
+    records,
+    compile,
+    cache,
+):  # the order of --help
     module.register(app)

@@ -15,7 +15,9 @@ from dcn_tvm.cli.console import Threads, needs_extra, set_threads, user_input, w
 def bench(
     suite: Annotated[list[str] | None, typer.Argument(help="Suites; all if absent.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Modes; all if absent.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each problem and mode.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="For each problem and mode; a network gets 20 times that.")
+    ] = 3.0,
     threads: Threads = None,
     quick: Annotated[
         bool, typer.Option(help="A tiny problem of each op: does it all work?")

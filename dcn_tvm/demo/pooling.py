@@ -47,8 +47,10 @@ def move_bins(lesson: Lesson, step_done: Callable[[], None], steps: int) -> Move
 
     Source: Dai et al., Deformable Convolutional Networks, section 2.2 and figure 7.
     """
-    size = lesson.wanted.shape[2:]
-    seen = _blurred(functional.interpolate(lesson.seen, size=size, mode="area"))
+    small = functional.avg_pool2d(  # centred as the upright one is: see `make_lesson`
+        lesson.seen, STRIDE + 1, STRIDE, STRIDE // 2, count_include_pad=False
+    )
+    seen = _blurred(small)
     box = torch.tensor([BOX])
     offset = torch.zeros(1, 2, BINS, BINS, requires_grad=True)
     pooled = {
