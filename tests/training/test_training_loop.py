@@ -193,8 +193,7 @@ def short(run):
     return dataclasses.replace(run, steps=2, size=32, learning_rate=1e-3, start=start)
 
 plan = [short(run) for run in training.quick_plan()]
-for _ in range(2):  # the second time nothing is left to be trained
-    training.run_all(plan, Path(sys.argv[1]), Console(quiet=True))
+training.run_all(plan, Path(sys.argv[1]), Console(quiet=True))
 """
 
 
