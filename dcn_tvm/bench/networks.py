@@ -213,7 +213,7 @@ def _proposals(plain: Any, deformable: Any, image: Tensor) -> tuple[int, int] | 
     """Return how many regions both networks propose, None if they pool none."""
     found = []
     for network in (plain, deformable):
-        if not hasattr(network, "roi_heads"):
+        if not isinstance(network, FasterRCNN | RFCN):
             return None
         network.roi_heads.register_forward_pre_hook(
             lambda _, arguments: found.append(sum(len(boxes) for boxes in arguments[1]))
@@ -279,11 +279,12 @@ def _compare(network: Any, image: Tensor) -> None:
     ours = network.backbone(image)["res5"]
     with torchvisions_op():
         theirs = network.backbone(image)["res5"]
-    error = relative_error([ours], [theirs])
-    if not error <= TOLERANCES["float32"]:
+    error, limit = relative_error([ours], [theirs]), 10 * TOLERANCES["float32"]
+    if (
+        not error <= limit
+    ):  # wider than for one op: each layer's roundings move the next one's points
         raise RuntimeError(
-            f"res5 with torchvision's operator is {error:.1e} off, "
-            f"required {TOLERANCES['float32']:.1e}"
+            f"res5 with torchvision's operator is {error:.1e} off, required {limit:.1e}"
         )
 
 
