@@ -105,7 +105,9 @@ def explain(
         target: the GPU that they are for; None is this machine's CPU.
     """
     return [
-        _explain(problem, kernel.name, possible_outputs(problem, kernel.outputs), sizes, target)
+        explain_kernel(
+            problem, kernel.name, possible_outputs(problem, kernel.outputs), sizes, target
+        )
         for kernel in ops.registry()[problem.op].kernels().values()
     ]
 
@@ -116,13 +118,14 @@ def possible_outputs(problem: Problem, outputs: tuple[str, ...]) -> tuple[str, .
     return tuple(name for name in outputs if name not in absent)
 
 
-def _explain(
+def explain_kernel(
     problem: Problem,
     kernel: str,
     outputs: tuple[str, ...],
     sizes: Mapping[str, int],
-    gpu: Gpu | None,
+    gpu: Gpu | None = None,
 ) -> KernelExplanation:
+    """Explain one kernel for some of its outputs; the arguments are those of `request`."""
     asked, target = request(problem, kernel, outputs, sizes, gpu), gpu or targets.detect()
     entry = _cache().fetch(_request_key(asked, target))
     if entry is None:

@@ -99,14 +99,27 @@ def rotate(
         >>> sorted(rotate({"sum": lambda: sum(range(99)), "len": lambda: len("dcn")}, seconds=0.01))
         ['len', 'sum']
     """
+    turns = {name: turn_of(call, turn_us) for name, call in contenders.items()}
+    return rotate_turns(
+        turns, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds, seed=seed
+    )
+
+
+def turn_of(call: Callable[[], object], turn_us: float = 5000.0) -> Callable[[], float]:
+    """Warm a call up and return a turn of it: the mean microseconds of as many calls as fill it."""
     with _no_garbage_collection():
-        turns = {
-            name: functools.partial(_turn_us, call, _calls_per_turn(call, turn_us))
-            for name, call in contenders.items()
-        }
-        return rotate_turns(
-            turns, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds, seed=seed
-        )
+        return functools.partial(_turn_us, call, _calls_per_turn(call, turn_us))
+
+
+def turn_after(before: Callable[[], object], call: Callable[[], object]) -> Callable[[], float]:
+    """Warm a call up and return a turn of one call, timed without what is done before it."""
+
+    def turn() -> float:
+        before()
+        return _turn_us(call, 1)
+
+    call()
+    return turn
 
 
 def rotate_turns(
@@ -135,13 +148,14 @@ def rotate_turns(
     shuffle = random.Random(seed).shuffle
     rounds: dict[str, dict[int, float]] = {name: {} for name in order}
     left_s = dict.fromkeys(order, seconds / max(len(order), 1))
-    for number in range(max_rounds):
-        shuffle(order)
-        for name in order:
-            if number < min_rounds or left_s[name] > 0:
-                start = time.perf_counter()
-                rounds[name][number] = turns[name]()
-                left_s[name] -= time.perf_counter() - start
+    with _no_garbage_collection():
+        for number in range(max_rounds):
+            shuffle(order)
+            for name in order:
+                if number < min_rounds or left_s[name] > 0:
+                    start = time.perf_counter()
+                    rounds[name][number] = turns[name]()
+                    left_s[name] -= time.perf_counter() - start
     return {name: Timing(rounds[name]) for name in turns}
 
 

@@ -39,9 +39,9 @@ class Machine:
     versions: dict[str, str]
 
     @classmethod
-    def here(cls) -> Machine:
-        """Return this machine, with the threads that torch uses now."""
-        return cls(target.detect().name, torch.get_num_threads(), _versions())
+    def here(cls, device: str = "cpu") -> Machine:
+        """Return this machine; its threads are those that torch uses now."""
+        return cls(_name(device), torch.get_num_threads(), _versions())
 
     @property
     def line(self) -> str:
@@ -49,6 +49,14 @@ class Machine:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"{self.device}, {threads}, {versions}"
+
+
+def _name(device: str) -> str:
+    """Return a processor's name; makers give several generations of CPUs the same one."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu = target.detect()
+    return f"{cpu.name} ({cpu.model})" if cpu.model else cpu.name
 
 
 @cache

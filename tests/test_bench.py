@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 
@@ -7,17 +6,17 @@ import pytest
 import torch
 
 from dcn_tvm.agreement import TOLERANCES, relative_error
-from dcn_tvm.bench import bench_of, command, probe, tables
+from dcn_tvm.bench import Plan, bench_of, memory, plan, probe, provenance, tables
 from dcn_tvm.bench.contender import MEMORY_FORMATS, Call, Contender, OpBench, Setting, example_of
 from dcn_tvm.bench.overhead import measure_overhead
-from dcn_tvm.bench.probe import Finding
-from dcn_tvm.bench.rows import Row, mean_ratio, speedups
-from dcn_tvm.bench.runner import run
-from dcn_tvm.bench.tables import Results
+from dcn_tvm.bench.runner import Outcome, run
 from dcn_tvm.report import Machine
+from dcn_tvm.results import Ceiling, Ceilings, Finding, Rejection, Results, Row
+from dcn_tvm.results.means import mean_ratio, speedups
 from dcn_tvm.suites import SUITES, Case
 
 TINY = SUITES["deform_conv2d"][4].resized(in_channels=4, out_channels=6, height=5, width=7)
+FORWARD = Plan(modes=("forward",), seconds=0.01, min_rounds=1, memory=False)
 MACHINE = Machine("some CPU", 2, {"torch": "2"})
 
 
@@ -136,30 +135,76 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> OpBench:
 
 
 def test_rows_are_complete_in_themselves(fake: OpBench) -> None:
-    rows = run([TINY], ["forward"], seconds=0.03)
-    assert [row.provider for row in rows] == ["base", "mine", "theirs"]
-    for row in rows:
+    gemm = Ceiling("gemm", "float32", torch.get_num_threads(), 64, 1.0, "some CPU", "2026")
+    copy = dataclasses.replace(gemm, kind="copy", rate=4.0)
+    outcome = run([TINY], dataclasses.replace(FORWARD, seconds=0.03), Ceilings([gemm, copy]))
+    assert outcome.rejections == []
+    assert [row.provider for row in outcome.rows] == ["base", "mine", "theirs"]
+    for row in outcome.rows:
         assert row.median_us >= 1000
         assert row.p20_us <= row.median_us <= row.p80_us
         assert row.gflop_per_s == pytest.approx(1e6 / row.median_us / 1e3)
         assert row.gbyte_per_s == pytest.approx(2e6 / row.median_us / 1e3)
-        assert (row.problem, row.dtype, row.threads) == (
+        assert (row.floor_us, row.bound) == (1000.0, "arithmetic")
+        assert row.roofline == pytest.approx(1000.0 / row.median_us)
+        assert (row.problem, row.dtype, row.cache, row.threads) == (
             TINY.label,
             "float32",
+            "warm",
             torch.get_num_threads(),
         )
+        assert row.sizes == TINY.sizes
         assert row.device
         assert row.version
         assert row.versions["torch"]
         assert row.date.startswith("20")
+        assert row.faults is not None
         assert 0.5 < (row.ratio or 0) < 2
+    base, mine, theirs = outcome.rows
+    assert (base.error, mine.error, theirs.error) == (None, 0.0, 0.0)
+    assert run([TINY], FORWARD).rows[0].roofline is None, "no ceiling, no floor"
 
 
-def test_a_wrong_contender_is_not_timed(fake: OpBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = dataclasses.replace(fake, contenders=(_contender("liar", "peer", 1.001),))
-    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: wrong)
-    with pytest.raises(RuntimeError, match=r"liar .* is wrong on"):
-        run([TINY], ["forward"], seconds=0.01)
+def test_who_is_wrong_is_reported_and_not_ranked(
+    fake: OpBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, mine, *_ = fake.contenders
+    bench = dataclasses.replace(fake, contenders=(base, _contender("liar", "peer", 1.001), mine))
+    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: bench)
+    rows, (rejection,) = run([TINY], FORWARD)
+    assert [row.provider for row in rows] == ["base", "mine"]
+    assert (rejection.provider, rejection.kind, rejection.role) == ("liar", "wrong", "peer")
+    assert rejection.error == pytest.approx(1e-3, rel=1e-3)
+    assert "relative error 1.0e-03 on 1x4x5x7->6" in rejection.reason
+
+
+def test_who_refuses_a_problem_is_reported_with_its_words(
+    fake: OpBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, mine, theirs, _ = fake.contenders
+
+    def prepare(_: Case, setting: Setting) -> Call:
+        def call() -> Sequence[torch.Tensor]:
+            raise NotImplementedError("no kernel\n for this type")
+
+        return call
+
+    bench = dataclasses.replace(
+        fake, contenders=(base, mine, dataclasses.replace(theirs, prepare=prepare))
+    )
+    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: bench)
+    rows, (rejection,) = run([TINY], FORWARD)
+    assert len(rows) == 2
+    assert (rejection.kind, rejection.error) == ("failed", None)
+    assert rejection.reason == "no kernel for this type"
+
+
+def test_nan_is_wrong(fake: OpBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = dataclasses.replace(fake, contenders=(_contender("nan", "peer", float("nan")),))
+    monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: bench)
+    rows, rejections = run([TINY], FORWARD)
+    assert rows == []
+    assert [r.kind for r in rejections] == ["wrong"]
 
 
 def test_who_cannot_do_a_case_takes_no_part(fake: OpBench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +212,9 @@ def test_who_cannot_do_a_case_takes_no_part(fake: OpBench, monkeypatch: pytest.M
     partial = dataclasses.replace(theirs, serves=lambda case: case.integer("height") == 5)
     bench = dataclasses.replace(fake, contenders=(base, mine, partial))
     monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op: bench)
-    rows = run([TINY, TINY.resized(height=6)], ["forward"], seconds=0.01, min_rounds=1)
+    rows, _ = run([TINY, TINY.resized(height=6)], FORWARD)
     assert [row.provider for row in rows] == ["base", "mine", "theirs", "base", "mine"]
-    assert run([TINY], ["network"], seconds=0.01) == []
+    assert run([TINY], dataclasses.replace(FORWARD, modes=("network",))) == Outcome([], [])
 
 
 def test_the_oracle_judges_a_smaller_case_and_contenders_the_whole(
@@ -194,9 +239,31 @@ def test_the_oracle_judges_a_smaller_case_and_contenders_the_whole(
         others = (fake.contender("mine"), odd_on(height))
         bench = dataclasses.replace(fake, contenders=others, **small)
         monkeypatch.setattr("dcn_tvm.bench.runner.bench_of", lambda op, bench=bench: bench)
-        with pytest.raises(RuntimeError, match=rf"odd{height} .* is wrong on 1x4x{height}x7"):
-            run([TINY], ["forward"], seconds=0.01)
+        rows, (rejection,) = run([TINY], FORWARD)
+        assert [row.provider for row in rows] == ["mine"]
+        assert rejection.provider == f"odd{height}"
+        assert f"on 1x4x{height}x7" in rejection.reason
     assert asked == [2, 2]
+
+
+def test_cold_calls_are_timed_one_by_one_after_the_caches_are_overwritten(
+    fake: OpBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    monkeypatch.setattr("dcn_tvm.bench.clock._flusher", lambda device: lambda: flushed.append(1))
+    rows, _ = run([TINY], dataclasses.replace(FORWARD, cold=True, min_rounds=2))
+    assert {row.cache for row in rows} == {"cold"}
+    assert len(flushed) == sum(row.rounds for row in rows)
+
+
+def test_rows_of_ours_tell_whose_choices_they_follow() -> None:
+    bench = bench_of("deform_conv2d")
+    call = bench.contender("dcn_tvm").prepare(TINY, Setting("forward+backward"))
+    found = provenance.of(call, TINY)
+    assert len(found) == 3, found
+    assert all("default" in text or ".jsonl" in text for text in found)
+    assert any(text.startswith("forward: ") for text in found)
+    assert provenance.of(bench.contender("conv2d").prepare(TINY, Setting()), TINY) == ()
 
 
 def test_absent_contenders_come_with_a_reason_and_the_install_line(fake: OpBench) -> None:
@@ -209,6 +276,9 @@ def _rows(times_us: dict[str, tuple[str, list[float]]]) -> list[Row]:
     """Return rows of provider → (role, times on the problems P0, P1 …), ratios to `base`."""
     shared = {"version": "1", "mode": "forward", "dtype": "float32", "memory_format": "contiguous"}
     where = {"device": "some CPU", "threads": 2, "versions": {}, "date": "2026", "rounds": 3}
+    shared |= {"cache": "warm", "sweep": "", "sizes": {"height": 5, "stride": (1, 1)}}
+    unknown = ("floor_us", "bound", "roofline", "peak_mib", "faults", "error")
+    shared |= {**dict.fromkeys(unknown), "records": (), "flops": 1, "bytes_moved": 1}
     return [
         Row(
             op="op",
@@ -253,20 +323,46 @@ def test_a_mean_is_over_the_problems_that_the_peer_can_do() -> None:
     assert speedups(alone) == []
 
 
-def test_markdown_and_json_say_everything() -> None:
+def test_means_compare_types_with_themselves() -> None:
+    wide = [dataclasses.replace(row, dtype="float64") for row in ROWS if row.provider != "mine"]
+    half = [dataclasses.replace(row, dtype="bfloat16", median_us=1.0) for row in ROWS[2:4]]
+    (mean,) = speedups([*ROWS, *wide, *half])
+    assert (mean.variant, mean.against, mean.mean) == ("mine", "theirs", pytest.approx(3))
+
+
+def test_markdown_says_everything() -> None:
     findings = [Finding("import", "dcn_tvm", "", 0.05, "s")]
-    results = Results(MACHINE, ROWS, findings, {"onnxruntime": "no; pip install onnxruntime"})
-    text = tables.markdown(results)
+    where = ("op", "P0", "liar", "peer", "3", "forward", "float32", "contiguous")
+    rejected = [Rejection(*where, "wrong", 0.5, "relative error 5.0e-01")]
+    limits = [Ceiling("copy", "float32", 2, 1 << 20, 33.3, "some CPU", "2026")]
+    absent = {"onnxruntime": "no; pip install onnxruntime"}
+    text = tables.markdown(Results(MACHINE, ROWS, rejected, limits, findings, absent))
     assert text.startswith("some CPU, 2 threads, torch 2")
     assert "| P1 | 1 (1.00) | 4 (4.00) | 4 (4.00) |" in text
     assert "| mean ratio | 1.00 | 2.00 | 6.00 |" in text
     assert "| op, forward | mine | theirs | 3.00 | 1.00 | P1 | 2 |" in text
+    assert (
+        "| op, forward | liar 3 | float32 contiguous | wrong | relative error 5.0e-01 | P0 |"
+        in text
+    )
+    assert "| float32 | 2 | 33.3 |" in text
     assert "pip install onnxruntime" in text
     assert "0.05 s" in text
-    parsed = json.loads(tables.to_json(results))
-    assert parsed["rows"] == [dataclasses.asdict(row) for row in ROWS]
-    assert parsed["machine"]["threads"] == 2
-    assert parsed["findings"][0]["unit"] == "s"
+
+
+def test_the_roofline_is_in_the_cells() -> None:
+    row = dataclasses.replace(ROWS[2], roofline=0.5)
+    assert tables.times("", [row]).lines[0] == ["P0", "1 (1.00) 50%"]
+
+
+def test_a_curve_is_a_line_of_its_table() -> None:
+    first, second = (
+        dataclasses.replace(ROWS[2], sweep="batch", sizes={"batch": n}, median_us=us)
+        for n, us in ((1, 1000.0), (4, 8000.0))
+    )
+    text = tables.markdown(Results(MACHINE, [first, second]))
+    assert "| op, forward | mine | batch | 1 | 4 | batch^1.50 | 1, 8 |" in text
+    assert "part of the roofline" not in text, "a curve's rows are in no other table"
 
 
 def test_an_unknown_op_has_no_benchmark() -> None:
@@ -275,10 +371,47 @@ def test_an_unknown_op_has_no_benchmark() -> None:
 
 
 def test_modes_are_checked() -> None:
-    assert command.check_modes(None) == ("forward", "forward+backward", "network")
-    assert command.check_modes(["network"]) == ("network",)
+    assert plan.parse_modes(None) == ("forward", "forward+backward", "network")
+    assert plan.parse_modes(["network"]) == ("network",)
+    assert plan.parse_modes(["both"]) == ("forward", "forward+backward")
+    assert plan.parse_modes(["backward", "forward+backward"]) == ("forward+backward",)
     with pytest.raises(ValueError, match="mode must be one of forward"):
-        command.check_modes(["backwards"])
+        plan.parse_modes(["backwards"])
+
+
+def test_other_choices_are_checked() -> None:
+    assert plan.parse_dtypes(None)["forward"] == ("float32", "bfloat16")
+    assert plan.parse_dtypes(None)["network"] == ("float32",)
+    assert set(plan.parse_dtypes(["float16"]).values()) == {("float16",)}
+    with pytest.raises(ValueError, match=r"dtype must be one of float32, .*, got int8"):
+        plan.parse_dtypes(["int8"])
+    assert plan.parse_memory_formats(None) == MEMORY_FORMATS
+    with pytest.raises(ValueError, match="memory format must be one of contiguous"):
+        plan.parse_memory_formats(["nhwc"])
+    assert plan.parse_against(["conv2d"], ["deform_conv2d"]) == {"conv2d"}
+    with pytest.raises(ValueError, match=r"contender must be one of conv2d, .*, got caffe"):
+        plan.parse_against(["caffe"], ["deform_conv2d"])
+    with pytest.raises(ValueError, match="cache must be one of warm, cold, got hot"):
+        plan.parse_cache("hot")
+    for name in ("tpu9", "meta", "cuda:77"):
+        with pytest.raises(ValueError, match=f"device must be .*, got {name}"):
+            plan.parse_device(name)
+
+
+def test_only_who_is_asked_for_takes_part() -> None:
+    bench = bench_of("deform_conv2d")
+    chosen = dataclasses.replace(FORWARD, against=frozenset({"torchvision"}))
+    names = {c.name for c, _ in chosen.entrants(bench, TINY, "forward")}
+    assert names == {"conv2d", "dcn_tvm", "torchvision"}
+    assert "onnxruntime" not in chosen.absent(["deform_conv2d"])
+    wide = dataclasses.replace(
+        FORWARD, dtypes=plan.parse_dtypes(["float64"]), memory_formats=("contiguous",)
+    )
+    settings = [s for _, s in wide.entrants(bench, TINY, "forward")]
+    assert {(s.dtype, s.memory_format) for s in settings} == {("float64", "contiguous")}
+    on_cuda = dataclasses.replace(FORWARD, device="cuda:0")
+    assert {s.device for _, s in on_cuda.entrants(bench, TINY, "forward")} == {"cuda:0"}
+    assert "onnxruntime" not in {c.name for c, _ in on_cuda.entrants(bench, TINY, "forward")}
 
 
 def test_the_bare_kernel_is_less_than_the_call() -> None:
@@ -287,15 +420,33 @@ def test_the_bare_kernel_is_less_than_the_call() -> None:
     assert 0 < finding.value < 2000
 
 
-def test_probes_measure_in_a_process_of_their_own() -> None:
+def test_the_first_call_is_measured_in_a_process_of_its_own() -> None:
     (first,) = probe.measure_first_call(TINY)
     assert 0 < first.value < 60
-    found = {finding.provider: finding.value for finding in probe.measure_memory(TINY)}
-    if found:  # Linux only
-        assert all(0 <= mebibytes < 64 for mebibytes in found.values())
-        assert "dcn_tvm" in found
 
 
 def test_a_probe_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"a probe failed: .*no_such_contender|StopIteration"):
-        probe._finding("what", "memory", TINY, "no_such_contender", "MiB")
+        probe._first_call_elsewhere(TINY, "no_such_contender")
+
+
+def test_memory_is_what_a_call_needs_beside_inputs_and_results() -> None:
+    case = SUITES["deform_conv2d"][4]  # 64 channels, 56 x 56
+    bench = bench_of("deform_conv2d")
+    setting, missing = Setting(), dataclasses.replace(bench.contenders[0], name="no_such")
+    with memory.probe() as peak:
+        ours, theirs = (peak(case, bench.contender(n), setting) for n in ("dcn_tvm", "torchvision"))
+        if ours is None:
+            pytest.skip("memory is measured on Linux only")
+        assert theirs is not None
+        columns_mib = 64 * 9 * 56 * 56 * 4 / 2**20  # which torchvision writes, and we do not
+        assert 0 <= ours < columns_mib < theirs < 3 * columns_mib
+        assert peak(case, missing, setting) is None
+        again = peak(case, bench.contender("dcn_tvm"), setting)
+        assert again is not None, "a probe that has died starts again"
+
+
+def test_new_pages_are_counted() -> None:
+    size = 64 << 20
+    assert memory.faults(lambda: None) < 100
+    assert memory.faults(lambda: torch.zeros(size, dtype=torch.int8)) > size / (2 << 20) / 2

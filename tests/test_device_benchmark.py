@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("tvm")
 
 from dcn_tvm import bridge, gpu, kernels, ops, records, suites
-from dcn_tvm.bench import bench_of
+from dcn_tvm.bench import bench_of, clock
 from dcn_tvm.bench.contender import Setting
 from dcn_tvm.device import (
     benchmark,
@@ -28,7 +28,6 @@ from dcn_tvm.device import (
     precompile,
     report,
     rows,
-    timing,
     tune,
 )
 from dcn_tvm.device.items import Context
@@ -339,16 +338,16 @@ class FakeCuda:
 
 def test_a_clock_replays_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(captures=True)
-    monkeypatch.setattr(timing.torch, "cuda", fake.namespace())
-    made = timing.clock(fake.call, "cuda")
+    monkeypatch.setattr(clock.torch, "cuda", fake.namespace())
+    made = clock.clock(fake.call, "cuda")
     assert (made.kind, made.why) == ("graph", None)
     assert made.turn() == pytest.approx(200.0)  # 12 calls of a graph of 3000 us / 250 us
 
 
 def test_a_clock_without_a_graph_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(captures=False)
-    monkeypatch.setattr(timing.torch, "cuda", fake.namespace())
-    made = timing.clock(fake.call, "cuda")
+    monkeypatch.setattr(clock.torch, "cuda", fake.namespace())
+    made = clock.clock(fake.call, "cuda")
     assert made.kind == "events"
     assert made.why is not None
     assert "capturing" in made.why

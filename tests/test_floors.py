@@ -25,7 +25,7 @@ FLOORS = (
     ("functional", "tuning"),
     (
         *("nn", "models", "compat", "viz", "analysis"),
-        *("bench", "report", "demo", "training", "device"),
+        *("results", "guard", "bench", "report", "demo", "training", "device"),
     ),
     ("cli", "__main__"),
 )
@@ -184,7 +184,7 @@ def run(code: str) -> str:
 def test_importing_loads_neither_tvm_nor_a_schedule(statement: str) -> None:
     loaded = set(run(f"import sys; {statement}; print(*sys.modules)").split())
     assert "dcn_tvm" in loaded
-    heavy = {"tvm", "matplotlib", "typer", "rich", "jinja2", "onnxruntime", "torchvision"}
+    heavy = {"tvm", "matplotlib", "typer", "rich", "jinja2", "onnxruntime", "torchvision", "altair"}
     assert not loaded & heavy
     assert not {name for name in loaded if name.startswith("dcn_tvm.schedules.")}
 

@@ -5,7 +5,7 @@ which holds one `OpBench` called `BENCH`; adding that file adds the op to the be
 """
 
 from dcn_tvm.bench.contender import Contender, OpBench, Setting, bench_of
-from dcn_tvm.bench.rows import Row
+from dcn_tvm.bench.plan import Plan
 from dcn_tvm.bench.runner import run
 
-__all__ = ["Contender", "OpBench", "Row", "Setting", "bench_of", "run"]
+__all__ = ["Contender", "OpBench", "Plan", "Setting", "bench_of", "run"]

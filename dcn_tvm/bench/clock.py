@@ -1,18 +1,21 @@
-"""Clocks: how long a call takes on a device, without what launching it from Python takes.
+"""Clocks: how long a call takes on a device.
 
-A turn replays a CUDA graph of several calls between two events; what cannot be captured is called
-in a loop between them. Calls find in the device's caches what the one before left there, as in a
-network of such layers; with `cold`, the caches are overwritten before each measured call.
+On the CPU a turn is as many calls as fill some milliseconds, launching them included. On CUDA what
+launching from Python takes does not count: a turn replays a CUDA graph of several calls between two
+events; what cannot be captured is called in a loop between them. Calls find in the caches what the
+one before left there, as in a network of such layers; with `cold`, the caches are overwritten
+before each measured call.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dcn_tvm import measure, target
 
 Turn = Callable[[], float]  # takes one, and returns the mean microseconds of a call
 
@@ -40,8 +43,8 @@ class Clock:
 def clock(call: Callable[[], object], device: str, *, cold: bool = False) -> Clock:
     """Warm a call up and return a clock of it."""
     if not device.startswith("cuda"):
-        call()
-        return Clock(_wall_turn(call), "clock")
+        turn = measure.turn_after(_flusher(device), call) if cold else measure.turn_of(call)
+        return Clock(turn, "clock")
     stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):
         stream.wait_stream(torch.cuda.default_stream(device))
@@ -90,21 +93,15 @@ def _events_turn(
     return turn
 
 
-def _wall_turn(call: Callable[[], object]) -> Turn:
-    def turn() -> float:
-        start_ns = time.perf_counter_ns()
-        call()
-        return (time.perf_counter_ns() - start_ns) / 1e3
-
-    return turn
-
-
 def _calls_per_turn(turn: Turn) -> int:
     return max(1, min(MOST_CALLS, round(TURN_US / max(min(turn() for _ in range(3)), 1e-3))))
 
 
 def _flusher(device: str) -> Callable[[], object]:
     """Return what overwrites the device's last cache."""
-    size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+    if device.startswith("cuda"):
+        size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+    else:
+        size = target.detect().l3_bytes
     memory = torch.empty(_FLUSHED * size, dtype=torch.int8, device=device)
     return memory.zero_

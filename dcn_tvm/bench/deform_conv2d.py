@@ -1,10 +1,14 @@
-"""Contenders of deformable convolution, which all get the tensors of `dcn_tvm.examples`."""
+"""Contenders of deformable convolution, which all get the tensors of `dcn_tvm.examples`.
+
+torchvision and mmcv take part in no half type: where they run in float16 they compute positions in
+it, and their results are off by more than rounding.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,153 +16,71 @@ from torch.nn import functional
 
 import dcn_tvm
 import dcn_tvm.reference
-from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, example_of, settings
-from dcn_tvm.examples import Example
+from dcn_tvm.bench import mmcv_peer
+from dcn_tvm.bench.contender import (
+    MODES,
+    Call,
+    Contender,
+    Mode,
+    OpBench,
+    Setting,
+    example_of,
+    settings,
+)
+from dcn_tvm.bench.convolution import Arguments, Geometry, Pair, problem_of, torch_call
+from dcn_tvm.bench.onnx_peer import Node as OnnxNode
+from dcn_tvm.bench.onnx_peer import onnx_peer
+from dcn_tvm.bench.openvino_peer import Node as OpenVinoNode
+from dcn_tvm.bench.openvino_peer import openvino_peer
+from dcn_tvm.problem import DTYPES
 from dcn_tvm.suites import Case
 
 ONNX_OPSET = 19
 SHRUNK_PIXELS = 8
 
-Pair = tuple[int, int]
-Op = Callable[[Tensor, Tensor, Tensor, Tensor, Pair, Pair, Pair], Tensor]
-
-
-class Geometry(NamedTuple):
-    """The sizes of a case."""
-
-    batch: int
-    in_channels: int
-    out_channels: int
-    map_size: Pair
-    output_size: Pair
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    offset_groups: int
-
-    @classmethod
-    def of(cls, case: Case) -> Geometry:
-        """Return the sizes of `case`, the output's computed."""
-        map_size = (case.integer("height"), case.integer("width"))
-        kernel, stride, padding, dilation = (
-            case.pair(name) for name in ("kernel_size", "stride", "padding", "dilation")
-        )
-        rows, columns = (
-            (map_size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-            for i in range(2)
-        )
-        return cls(
-            case.integer("batch"),
-            case.integer("in_channels"),
-            case.integer("out_channels"),
-            map_size,
-            (rows, columns),
-            kernel,
-            stride,
-            padding,
-            dilation,
-            case.integer("offset_groups"),
-        )
-
-    @property
-    def taps(self) -> int:
-        """Elements of the kernel window."""
-        return math.prod(self.kernel_size)
-
-    @property
-    def pixels(self) -> int:
-        """Output pixels in the batch."""
-        return self.batch * math.prod(self.output_size)
-
-
-class Arguments(NamedTuple):
-    """The tensors of one call."""
-
-    input: Tensor
-    offset: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, example: Example) -> Arguments:
-        """Return the tensors of a call with a bias and without a mask, as all of the suite are."""
-        return cls(*(tensor for tensor in example.tensors if tensor is not None))
-
-
-def _torch_call(op: Op, case: Case, setting: Setting, compute_dtype: str | None = None) -> Call:
-    """Return the call that runs `op` in a mode; `compute_dtype` widens the rounded inputs."""
-    example = example_of(case, setting)
-    widened = getattr(torch, compute_dtype or setting.dtype)
-    inputs = Arguments(*(tensor.to(widened) for tensor in Arguments.of(example)))
-    g = Geometry.of(case)
-
-    def forward() -> Tensor:
-        return op(*inputs, g.stride, g.padding, g.dilation)
-
-    if setting.mode == "forward":
-        return lambda: [forward()]
-    if setting.mode == "network":
-        filter_before, filter_after = (
-            f.to(setting.device, widened) for f in _filters(g, setting.dtype)
-        )
-
-        def network() -> list[Tensor]:
-            before = functional.conv2d(inputs.input, filter_before).relu_()
-            output = op(before, *inputs[1:], g.stride, g.padding, g.dilation)
-            return [functional.conv2d(output, filter_after).relu_()]
-
-        return network
-    grad_output = example.make_grad().to(widened)
-    for tensor in inputs:
-        tensor.requires_grad_()
-
-    def forward_backward() -> list[Tensor]:
-        output = forward()
-        gradients = torch.autograd.grad(output, inputs, grad_output, allow_unused=True)
-        return [output, *(gradient for gradient in gradients if gradient is not None)]
-
-    return forward_backward
-
-
-def _filters(g: Geometry, dtype: str) -> tuple[Tensor, Tensor]:
-    """Return the 1×1 filters of the network mode, before the op and after it."""
-    generator = torch.Generator().manual_seed(0)
-
-    def square(channels: int) -> Tensor:
-        filters = torch.randn(channels, channels, 1, 1, generator=generator) / math.sqrt(channels)
-        return filters.to(getattr(torch, dtype))
-
-    return square(g.in_channels), square(g.out_channels)
-
 
 def _ours(case: Case, setting: Setting) -> Call:
-    return _torch_call(dcn_tvm.deform_conv2d, case, setting)
+    op = functools.partial(dcn_tvm.deform_conv2d, boundary=problem_of(case).boundary)
+    return torch_call(op, case, setting)
 
 
 def _oracle(case: Case, setting: Setting) -> Call:
-    return _torch_call(dcn_tvm.reference.deform_conv2d, case, setting, "float32")
+    op = functools.partial(dcn_tvm.reference.deform_conv2d, boundary=problem_of(case).boundary)
+    return torch_call(op, case, setting, case.problem(setting.dtype).accumulate)
 
 
 def _torchvision(case: Case, setting: Setting) -> Call:
     from torchvision.ops import deform_conv2d
 
-    return _torch_call(deform_conv2d, case, setting)
+    return torch_call(deform_conv2d, case, setting)
+
+
+def _mmcv(case: Case, setting: Setting) -> Call:
+    return torch_call(mmcv_peer.deform_conv2d, case, setting)
 
 
 def _conv2d(case: Case, setting: Setting) -> Call:
-    def op(
-        input: Tensor, _: Tensor, weight: Tensor, bias: Tensor, s: Pair, p: Pair, d: Pair
-    ) -> Tensor:
-        return functional.conv2d(input, weight, bias, s, p, d)
+    groups = Geometry.of(case).groups
 
-    return _torch_call(op, case, setting)
+    def op(
+        input: Tensor,
+        _offset: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        _mask: Tensor | None,
+    ) -> Tensor:
+        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+    return torch_call(op, case, setting)
 
 
 def _rest(case: Case, setting: Setting) -> Call:
     """Return the network mode's call with an op that costs nothing."""
     ready = example_of(case, setting).make_grad()
-    return _torch_call(lambda *_: ready, case, setting)
+    return torch_call(lambda *_: ready, case, setting)
 
 
 def _gemm(case: Case, setting: Setting) -> Call:
@@ -177,59 +99,57 @@ def _gemm(case: Case, setting: Setting) -> Call:
     return lambda: [weight @ columns, weight.T @ grad_output, grad_output @ columns.T]
 
 
-def _onnxruntime(case: Case, setting: Setting) -> Call:
-    """Return a session's run; weight and bias are constants of the model, which helps it most."""
-    import onnxruntime
+def _onnx(case: Case, setting: Setting) -> OnnxNode:
+    tensors, g = Arguments.of(example_of(case, setting)), Geometry.of(case)
+    attributes = {
+        "kernel_shape": list(g.kernel_size),
+        "strides": list(g.stride),
+        "pads": [*g.padding, *g.padding],
+        "dilations": list(g.dilation),
+        "group": g.groups,
+        "offset_group": g.offset_groups,
+    }
+    inputs = {
+        "X": tensors.input,
+        "W": tensors.weight,
+        "offset": tensors.offset,
+        "B": tensors.bias,
+        "mask": tensors.mask,
+    }
+    return OnnxNode("DeformConv", ONNX_OPSET, attributes, inputs, constants=frozenset(("W", "B")))
 
-    tensors = Arguments.of(example_of(case, setting))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Idle ONNX Runtime threads would spin and slow down every other contender.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        _onnx_model(tensors, Geometry.of(case)), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {"X": tensors.input.numpy(), "offset": tensors.offset.numpy()}
-    return lambda: [torch.from_numpy(session.run(None, feed)[0])]
 
+def _openvino(case: Case, setting: Setting) -> OpenVinoNode:
+    from openvino import opset8
 
-def _onnx_model(tensors: Arguments, g: Geometry) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
+    tensors, g = Arguments.of(example_of(case, setting)), Geometry.of(case)
 
-    node = helper.make_node(
-        "DeformConv",
-        ["X", "W", "offset", "B"],
-        ["Y"],
-        kernel_shape=list(g.kernel_size),
-        strides=list(g.stride),
-        pads=[*g.padding, *g.padding],
-        dilations=list(g.dilation),
-        offset_group=g.offset_groups,
-    )
-    shape = [g.batch, g.out_channels, *g.output_size]
-    graph = helper.make_graph(
-        [node],
-        "deform_conv2d",
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
-            for name, tensor in (("X", tensors.input), ("offset", tensors.offset))
-        ],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, shape)],
-        [
-            numpy_helper.from_array(tensor.numpy(), name)
-            for name, tensor in (("W", tensors.weight), ("B", tensors.bias))
-        ],
-    )
-    opset = [helper.make_opsetid("", ONNX_OPSET)]
-    # The oldest IR version with this opset: newer ones are refused by older runtimes.
-    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
-    return bytes(model.SerializeToString())
+    def node(input: Any, offset: Any, *mask: Any) -> Any:
+        convolved = opset8.deformable_convolution(
+            input,
+            offset,
+            tensors.weight.numpy(),
+            list(g.stride),
+            list(g.padding),
+            list(g.padding),
+            list(g.dilation),
+            *mask,
+            group=g.groups,
+            deformable_group=g.offset_groups,
+            bilinear_interpolation_pad=True,  # else all samples off the map are 0
+        )
+        if tensors.bias is None:
+            return convolved
+        return opset8.add(convolved, tensors.bias.reshape(1, -1, 1, 1).numpy())
+
+    moved = [t for t in (tensors.input, tensors.offset, tensors.mask) if t is not None]
+    return OpenVinoNode(moved, node)
 
 
 def _flops(case: Case, mode: Mode) -> int:
     """Return 2 × the multiplications of the convolution; backward does two more of that size."""
     g = Geometry.of(case)
-    forward = 2 * g.pixels * g.out_channels * g.in_channels * g.taps
+    forward = 2 * g.pixels * g.out_channels * g.terms
     if mode == "network":
         before = 2 * g.batch * math.prod(g.map_size) * g.in_channels**2
         return forward + before + 2 * g.pixels * g.out_channels**2
@@ -243,9 +163,10 @@ def _bytes_moved(case: Case, setting: Setting) -> int:
     """
     g = Geometry.of(case)
     maps = g.batch * math.prod(g.map_size) * g.in_channels
-    offset = g.pixels * 2 * g.offset_groups * g.taps
-    weight = g.out_channels * (g.in_channels * g.taps + 1)  # and the bias
-    inputs, output = maps + offset + weight, g.pixels * g.out_channels
+    problem = problem_of(case)
+    moves = g.pixels * g.offset_groups * g.taps * (3 if problem.modulated else 2)
+    weight = g.out_channels * (g.terms + problem.bias)
+    inputs, output = maps + moves + weight, g.pixels * g.out_channels
     elements = inputs + output
     if setting.mode == "forward+backward":
         elements += 2 * inputs + output
@@ -264,45 +185,52 @@ def _output_bytes(case: Case) -> int:
     return 4 * g.pixels * g.out_channels
 
 
-_CONTIGUOUS = settings(memory_formats=("contiguous",))
-_HALF = settings(("forward",), ("bfloat16",))
+def _bounded_by_zeros(case: Case) -> bool:
+    return problem_of(case).boundary == "zeros"
+
 
 _EVERYWHERE = ("cpu", "cuda")
+_EVERY = settings(MODES, DTYPES)
+_PLAIN = ("contiguous",)
 
 BENCH = OpBench(
     contenders=(
         Contender(
-            *("conv2d", "baseline", "torch", settings(), _conv2d, "pip install torch"),
+            *("conv2d", "baseline", "torch", _EVERY, _conv2d, "pip install torch"),
             devices=_EVERYWHERE,
         ),
         Contender(
-            *("dcn_tvm", "ours", "dcn_tvm", settings() + _HALF, _ours, "pip install dcn_tvm"),
+            *("dcn_tvm", "ours", "dcn_tvm", _EVERY, _ours, "pip install dcn_tvm"),
             devices=_EVERYWHERE,
         ),
         Contender(
             "torchvision",
             "peer",
             "torchvision",
-            _CONTIGUOUS,
+            settings(MODES, ("float32", "float64"), _PLAIN),
             _torchvision,
             "pip install torchvision",
             ("torchvision.ops",),
+            _bounded_by_zeros,
+            _EVERYWHERE,
+        ),
+        onnx_peer(_onnx, ("float32", "float64"), _bounded_by_zeros),
+        openvino_peer(_openvino, _bounded_by_zeros),
+        mmcv_peer.mmcv_peer(_mmcv, MODES, ("float32", "float64"), _bounded_by_zeros, _EVERYWHERE),
+        Contender(
+            "gemm",
+            "floor",
+            "torch",
+            settings(MODES[:2], DTYPES, _PLAIN),
+            _gemm,
+            "pip install torch",
+            serves=lambda case: Geometry.of(case).groups == 1,
             devices=_EVERYWHERE,
         ),
         Contender(
-            "onnxruntime",
-            "peer",
-            "onnxruntime",
-            _CONTIGUOUS[:1],
-            _onnxruntime,
-            "pip install onnxruntime onnx",
-            ("onnxruntime", "onnx"),
+            *("torch ops", "rest", "torch", settings(("network",), DTYPES), _rest),
+            install="pip install torch",
         ),
-        Contender(
-            *("gemm", "floor", "torch", _CONTIGUOUS[:2], _gemm, "pip install torch"),
-            devices=_EVERYWHERE,
-        ),
-        Contender("torch ops", "rest", "torch", settings(("network",)), _rest, "pip install torch"),
     ),
     oracle=_oracle,
     flops=_flops,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
-from unittest import mock
 
 import torch
 
-from dcn_tvm import kernels, measure
+from dcn_tvm import measure
+from dcn_tvm.bench import provenance
 from dcn_tvm.bench.contender import Call, Setting, bench_of
-from dcn_tvm.bench.probe import Finding
-from dcn_tvm.build import Request
+from dcn_tvm.results import Finding
 from dcn_tvm.suites import Case
 
 
@@ -36,23 +34,10 @@ def measure_overhead(case: Case) -> Finding:
 
 def _bare(call: Call) -> Callable[[], None]:
     """Return the kernels that `call` runs, with their tensors at hand."""
-    recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-    get = kernels.get
-
-    def recording_get(request: Request) -> Callable[..., None]:
-        function = get(request)
-
-        def kernel(*tensors: Any) -> None:
-            recorded.append((function, tensors))
-            function(*tensors)
-
-        return kernel
-
-    with mock.patch.object(kernels, "get", recording_get):
-        call()
+    runs = [(function, tensors) for _, function, tensors in provenance.recorded(call)]
 
     def bare() -> None:
-        for function, tensors in recorded:
+        for function, tensors in runs:
             function(*tensors)
 
     return bare

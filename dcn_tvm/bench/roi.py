@@ -18,17 +18,16 @@ from dcn_tvm import examples, ops
 from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, example_of, settings
 from dcn_tvm.examples import roi
 from dcn_tvm.ops.roi import RoIProblem
+from dcn_tvm.problem import DTYPES
 from dcn_tvm.suites import Case
 
 SHRUNK = {"batch": 1, "height": 8, "width": 8, "boxes": 2}
 
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
-_CONTIGUOUS = settings(MODES, memory_formats=("contiguous",))
 _EVERYWHERE = ("cpu", "cuda")
 
 Options = Callable[[Case], dict[str, Any]]
 Serves = Callable[[Case], bool]
-Node = Callable[..., Any]
 
 
 def problem_of(case: Case) -> RoIProblem:
@@ -41,6 +40,11 @@ def problem_of(case: Case) -> RoIProblem:
 def boxes_of(case: Case) -> Tensor:
     """Return boxes `[K, 5]`, rows (image, x1, y1, x2, y2) in pixels of the image."""
     return roi.boxes(problem_of(case), case.free_sizes)
+
+
+def example_tensors(case: Case, setting: Setting) -> list[Tensor]:
+    """Return the tensors of the call: map, boxes and, if they move, the offsets."""
+    return [tensor for tensor in example_of(case, setting).tensors if tensor is not None]
 
 
 class _Shapes(NamedTuple):
@@ -59,7 +63,7 @@ def _shapes(case: Case) -> _Shapes:
     )
 
 
-def _torch_call(
+def torch_call(
     function: Callable[..., Tensor],
     options: dict[str, Any],
     case: Case,
@@ -70,7 +74,14 @@ def _torch_call(
 ) -> Call:
     """Return the call that runs `function` in a mode.
 
-    Still: without offsets. `compute_dtype` widens the rounded inputs.
+    Args:
+        function: of the map, the boxes, the offsets of an op that has them, the number of bins,
+            the map's pixels per image pixel, and options.
+        options: by name.
+        case: the sizes.
+        setting: the mode and what the tensors are.
+        still: whether offsets are left out.
+        compute_dtype: to what the rounded inputs are widened, if they are.
     """
     example = example_of(case, setting)
     widened = getattr(torch, compute_dtype or setting.dtype)
@@ -107,23 +118,24 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
     ours, reference = getattr(dcn_tvm, op), getattr(dcn_tvm.reference, op)
 
     def prepare(case: Case, setting: Setting) -> Call:
-        return _torch_call(ours, options(case), case, setting)
+        return torch_call(ours, options(case), case, setting)
 
     def plain(case: Case, setting: Setting) -> Call:
-        return _torch_call(ours, options(case), case, setting, still=True)
+        return torch_call(ours, options(case), case, setting, still=True)
 
     def oracle(case: Case, setting: Setting) -> Call:
-        return _torch_call(reference, options(case), case, setting, compute_dtype="float32")
+        wide = case.problem(setting.dtype).accumulate
+        return torch_call(reference, options(case), case, setting, compute_dtype=wide)
 
-    half = settings(("forward",), ("bfloat16",))
-    install = "pip install dcn_tvm"
+    every, install = settings(MODES, DTYPES), "pip install dcn_tvm"
+    plainly = settings(MODES, DTYPES, ("contiguous",))
     contenders = [
         Contender(
-            *("copy", "baseline", "torch", _CONTIGUOUS, _copy, "pip install torch"),
+            *("copy", "baseline", "torch", plainly, _copy, "pip install torch"),
             devices=_EVERYWHERE,
         ),
         Contender(
-            *("dcn_tvm", "ours", "dcn_tvm", settings(MODES) + half, prepare, install),
+            *("dcn_tvm", "ours", "dcn_tvm", every, prepare, install),
             devices=_EVERYWHERE,
         ),
         *peers,
@@ -133,7 +145,7 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
     if kind.deformable:
         contenders.append(
             Contender(
-                *("plain", "floor", "dcn_tvm", settings(MODES), plain, install),
+                *("plain", "floor", "dcn_tvm", every, plain, install),
                 devices=_EVERYWHERE,
             )
         )
@@ -151,65 +163,26 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
 def torchvision_peer(
     op: str, options: Options = no_options, serves: Serves = lambda case: True
 ) -> Contender:
-    """Return torchvision's function of the same name."""
+    """Return torchvision's function of the same name.
+
+    Not in half types: it takes boxes in the map's dtype, and those are other boxes once rounded.
+    """
 
     def prepare(case: Case, setting: Setting) -> Call:
         import torchvision.ops
 
-        return _torch_call(getattr(torchvision.ops, op), options(case), case, setting)
+        return torch_call(getattr(torchvision.ops, op), options(case), case, setting)
 
     return Contender(
         "torchvision",
         "peer",
         "torchvision",
-        _CONTIGUOUS,
+        settings(MODES, ("float32", "float64"), ("contiguous",)),
         prepare,
         "pip install torchvision",
         ("torchvision.ops",),
         serves,
         _EVERYWHERE,
-    )
-
-
-def openvino_peer(node: Node, serves: Serves) -> Contender:
-    """Return an OpenVINO model of one node, `node(case, input, boxes[, offset])`.
-
-    The request fills the same output in every call, which helps it.
-    """
-
-    def prepare(case: Case, setting: Setting) -> Call:
-        import openvino
-
-        given = [t.numpy() for t in example_of(case, setting).tensors if t is not None]
-        parameters = [openvino.opset1.parameter(list(a.shape), a.dtype) for a in given]
-        config = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # it would pin the thread that all contenders run in
-        }
-        model = openvino.Model([node(case, *parameters)], parameters)
-        request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-        held = [openvino.Tensor(array, shared_memory=True) for array in given]
-        for place, tensor in enumerate(held):
-            request.set_input_tensor(place, tensor)
-
-        def infer() -> list[Tensor]:
-            assert held  # the request does not keep what it reads
-            request.infer()
-            return [torch.from_numpy(request.get_output_tensor(0).data)]
-
-        return infer
-
-    return Contender(
-        "openvino",
-        "peer",
-        "openvino",
-        _CONTIGUOUS[:1],
-        prepare,
-        "pip install openvino",
-        ("openvino.opset1",),
-        serves,
     )
 
 

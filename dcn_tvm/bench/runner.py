@@ -1,145 +1,294 @@
-"""Run a suite: check that the contenders agree, then rotate them and make rows."""
+"""Run a suite: judge the contenders, rotate those that are right, and make rows.
+
+Nobody's results are believed: whoever claims to compute the op is compared with the oracle first.
+Who is wrong, or refuses the problem, is reported and takes no turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import datetime
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dcn_tvm import measure
 from dcn_tvm.agreement import TOLERANCES, relative_error
-from dcn_tvm.bench.contender import MODES, Call, Contender, Mode, OpBench, Setting, bench_of
-from dcn_tvm.bench.rows import Row, Work, make_row
+from dcn_tvm.bench import memory, provenance
+from dcn_tvm.bench.clock import clock
+from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, bench_of
+from dcn_tvm.bench.plan import Plan
 from dcn_tvm.measure import Timing
 from dcn_tvm.report import Machine
+from dcn_tvm.results import Ceilings, Rejection, Row
 from dcn_tvm.suites import Case
 
-Entrant = tuple[Contender, Setting]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A contender in a setting, ready to be called."""
+
+    contender: Contender
+    setting: Setting
+    call: Call
+    results: Sequence[Tensor] = ()  # of its first call, until it is judged
+    error: float | None = None  # against the oracle
+
+    @property
+    def name(self) -> str:
+        """What distinguishes it from the others of its case and mode."""
+        return f"{self.contender.name} {self.setting.dtype} {self.setting.memory_format}"
+
+
+class Outcome(NamedTuple):
+    """What became of some problems."""
+
+    rows: list[Row]
+    rejections: list[Rejection]
+
+
+class _Wrong(Exception):
+    """A contender's results are not the oracle's."""
+
+    def __init__(self, error: float, allowed: float, case: Case) -> None:
+        super().__init__(
+            f"relative error {error:.1e} on {case.label}, where {allowed:.1e} is allowed"
+        )
+        self.error = error
 
 
 def run(
-    cases: Sequence[Case],
-    modes: Sequence[Mode] = MODES,
+    cases: Iterable[Case],
+    plan: Plan,
+    ceilings: Ceilings | None = None,
     *,
-    seconds: float = 3.0,
-    min_rounds: int = 3,
-    report: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Return one row for every case, mode, contender, dtype and memory format.
+    sweep: str = "",
+    report: Report = lambda _: None,
+) -> Outcome:
+    """Return a row for every case, mode, contender, dtype and memory format, or its rejection.
 
-    All contenders of a case and mode rotate in one process. Before that every one that claims to
-    compute the op is compared with the oracle. A mode in which nobody takes part gives no rows.
+    All contenders of a case and mode rotate in one process. A mode in which nobody takes part gives
+    no rows.
 
     Args:
         cases: the problems, as in `dcn_tvm.suites.SUITES`.
-        modes: any of `MODES`.
-        seconds: the time that a case and mode may take once everything is compiled; slow
-            contenders may need more for their `min_rounds`.
-        min_rounds: turns of every contender.
+        plan: how to measure.
+        ceilings: of the machine; without them rows have no floor.
+        sweep: the size that changes from case to case, if they are a scaling curve.
         report: is told what is being measured.
-
-    Raises:
-        RuntimeError: a contender does not compute what the oracle computes.
     """
-    machine = Machine.here()
-    rows = []
-    for case in cases:
-        bench = bench_of(case.op)
-        for mode in modes:
-            report(f"{case.op} {case.label}, {mode}")
-            rows += _run_one(bench, case, mode, machine, seconds, min_rounds)
-    return rows
+    outcome = Outcome([], [])
+    with memory.probe(plan.device) if plan.memory else memory.nothing() as peaks:
+        for case in cases:
+            for mode in plan.modes:
+                report(f"{case.op} {case.label}, {mode}")
+                one = _Round(case, mode, plan, ceilings or Ceilings(()), sweep, peaks)
+                rows, rejections = one.outcome()
+                outcome.rows.extend(rows)
+                outcome.rejections.extend(rejections)
+    return outcome
 
 
-def _run_one(
-    bench: OpBench, case: Case, mode: Mode, machine: Machine, seconds: float, min_rounds: int
-) -> list[Row]:
-    entrants = [(c, s) for c in bench.present(case) for s in c.settings if s.mode == mode]
-    if not entrants:
-        return []
-    calls = {entrant: entrant[0].prepare(case, entrant[1]) for entrant in entrants}
-    _check(bench, case, calls)
-    names = {_name(entrant): call for entrant, call in calls.items()}
-    timings = measure.rotate(names, seconds=seconds, min_rounds=min_rounds)
-    by_entrant = {entrant: timings[_name(entrant)] for entrant in entrants}
-    return [
-        make_row(
-            *entrant,
-            case,
-            timing,
-            Work(bench.flops(case, mode), bench.bytes_moved(case, entrant[1])),
-            _ratio(entrant, by_entrant),
-            machine,
+class _Round:
+    """One case in one mode."""
+
+    def __init__(
+        self,
+        case: Case,
+        mode: Mode,
+        plan: Plan,
+        ceilings: Ceilings,
+        sweep: str,
+        peaks: memory.Peaks,
+    ) -> None:
+        self._case, self._mode, self._plan = case, mode, plan
+        self._ceilings, self._sweep, self._peaks = ceilings, sweep, peaks
+        self._bench: OpBench = bench_of(case.op)
+        self._rejections: list[Rejection] = []
+
+    def outcome(self) -> Outcome:
+        """Judge, time, and return what was found."""
+        entries = self._judged(self._prepared())
+        if not entries:
+            return Outcome([], self._rejections)
+        turns = {e.name: self._turn(e) for e in entries}
+        timings = measure.rotate_turns(
+            turns, seconds=self._plan.seconds, min_rounds=self._plan.min_rounds
         )
-        for entrant, timing in by_entrant.items()
-    ]
+        found = [(e, timings[e.name]) for e in entries]
+        return Outcome([self._row(e, t, found) for e, t in found], self._rejections)
 
+    def _turn(self, entry: Entry) -> Callable[[], float]:
+        return clock(entry.call, self._plan.device, cold=self._plan.cold).turn
 
-def _name(entrant: Entrant) -> str:
-    contender, setting = entrant
-    return f"{contender.name} {setting.dtype} {setting.memory_format}"
+    def _prepared(self) -> list[Entry]:
+        entries = []
+        for contender, setting in self._plan.entrants(self._bench, self._case, self._mode):
+            try:
+                call = contender.prepare(self._case, setting)
+                results = call()
+            except Exception as error:  # peers raise what they like
+                self._reject(contender, setting, "failed", None, error)
+            else:
+                entries.append(Entry(contender, setting, call, results))
+        return entries
 
+    def _judged(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return those that are right, with their errors.
 
-def _check(bench: OpBench, case: Case, calls: dict[Entrant, Call]) -> None:
-    """Compare all that claim to be the op with the oracle, and on all of the case at least so.
+        Where the oracle is asked about another case than the one that is timed, the first right one
+        of each dtype stands in for it on all of the timed case.
+        """
+        judged = self._bench.judged(self._case)
+        wanted: dict[tuple[str, str], Sequence[Tensor]] = {}
+        right = []
+        for entry in entries:
+            if not entry.contender.same_function:
+                right.append(replace(entry, results=()))
+                continue
+            try:
+                error = self._error(entry, judged, wanted)
+            except _Wrong as wrong:
+                self._reject(entry.contender, entry.setting, "wrong", wrong.error, wrong)
+            else:
+                right.append(replace(entry, results=(), error=error))
+        return right
 
-    Where the oracle is asked about another case than the one that is timed, the first contender of
-    each dtype, which was right there, stands in for it on the timed one.
-    """
-    same = {entrant: call for entrant, call in calls.items() if entrant[0].same_function}
-    judged = bench.judged(case)
-    if judged == case:
-        _compare(same, case, lambda entrant: bench.oracle(case, entrant[1]))
-        return
-    small = {(c, setting): c.prepare(judged, setting) for c, setting in same}
-    _compare(small, judged, lambda entrant: bench.oracle(judged, entrant[1]))
-    _compare(same, case, lambda entrant: same[entrant])
+    def _error(
+        self, entry: Entry, judged: Case, wanted: dict[tuple[str, str], Sequence[Tensor]]
+    ) -> float:
+        """Return an entry's error; `wanted` keeps what was computed to compare others with.
 
+        Raises:
+            _Wrong: it is too large.
+        """
+        setting, dtype = entry.setting, entry.setting.dtype
+        if ("judged", dtype) not in wanted:
+            wanted["judged", dtype] = self._bench.oracle(judged, setting)()
+        if judged == self._case:
+            return _compared(entry.results, wanted["judged", dtype], dtype, judged)
+        small = entry.contender.prepare(judged, setting)()
+        error = _compared(small, wanted["judged", dtype], dtype, judged)
+        first = wanted.setdefault(("whole", dtype), entry.results)
+        return max(error, _compared(entry.results, first, dtype, self._case))
 
-def _compare(calls: dict[Entrant, Call], case: Case, trusted: Callable[[Entrant], Call]) -> None:
-    """Compare calls with the trusted one of their dtype, made for the first that has it."""
-    wanted: dict[str, Sequence[Tensor]] = {}
-    for (contender, setting), call in calls.items():
-        if setting.dtype not in wanted:
-            wanted[setting.dtype] = trusted((contender, setting))()
-        error = relative_error(call(), wanted[setting.dtype])
-        if not error <= TOLERANCES[setting.dtype]:
-            raise RuntimeError(
-                f"{contender.name} ({setting.dtype}, {setting.memory_format}, {setting.mode}) is "
-                f"wrong on {case.label}: relative error {error:.1e}, "
-                f"required {TOLERANCES[setting.dtype]:.1e}"
+    def _reject(
+        self,
+        contender: Contender,
+        setting: Setting,
+        kind: str,
+        error: float | None,
+        reason: Exception,
+    ) -> None:
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        self._rejections.append(
+            Rejection(
+                op=self._case.op,
+                problem=self._case.label,
+                provider=contender.name,
+                role=contender.role,
+                version=contender.version,
+                mode=setting.mode,
+                dtype=setting.dtype,
+                memory_format=setting.memory_format,
+                kind=kind,
+                error=error,
+                reason=text[:200],
             )
+        )
+
+    def _row(self, entry: Entry, timing: Timing, all: Sequence[tuple[Entry, Timing]]) -> Row:
+        contender, setting, case = entry.contender, entry.setting, self._case
+        machine = Machine.here(self._plan.device)
+        flops = self._bench.flops(case, self._mode)
+        moved = self._bench.bytes_moved(case, setting)
+        floor = self._ceilings.floor(
+            flops, moved, setting.dtype, machine.threads, cold=self._plan.cold
+        )
+        return Row(
+            op=case.op,
+            problem=case.label,
+            sizes=dict(case.sizes),
+            provider=contender.name,
+            role=contender.role,
+            version=contender.version,
+            mode=setting.mode,
+            dtype=setting.dtype,
+            memory_format=setting.memory_format,
+            cache="cold" if self._plan.cold else "warm",
+            sweep=self._sweep,
+            median_us=timing.median_us,
+            p20_us=timing.p20_us,
+            p80_us=timing.p80_us,
+            rounds=len(timing.rounds),
+            flops=flops,
+            bytes_moved=moved,
+            gflop_per_s=flops / timing.median_us / 1e3,
+            gbyte_per_s=moved / timing.median_us / 1e3,
+            floor_us=floor and floor.us,
+            bound=floor and floor.bound,
+            roofline=floor and floor.us / timing.median_us,
+            peak_mib=self._peaks(case, contender, setting),
+            faults=memory.faults(entry.call) if self._plan.device == "cpu" else None,
+            ratio=_ratio(entry, timing, all),
+            error=entry.error,
+            records=provenance.of(entry.call, case) if contender.role == "ours" else (),
+            device=machine.device,
+            threads=machine.threads,
+            versions=machine.versions,
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
 
 
-def _ratio(entrant: Entrant, timings: dict[Entrant, Timing]) -> float | None:
+def _compared(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str, case: Case) -> float:
+    error = relative_error(found, wanted)
+    if not error <= TOLERANCES[dtype]:
+        raise _Wrong(error, TOLERANCES[dtype], case)
+    return error
+
+
+def _ratio(entry: Entry, timing: Timing, all: Sequence[tuple[Entry, Timing]]) -> float | None:
     """Return the time relative to the baseline's, in the network mode that of the op alone."""
-    contender, setting = entrant
-    if contender.role == "rest":
+    role, setting = entry.contender.role, entry.setting
+    if role == "rest":
         return None
-    memory_format = "contiguous" if contender.role == "baseline" else setting.memory_format
-    # A baseline that knows no memory format has one row for all.
-    baseline = _find(timings, "baseline", memory_format) or _find(timings, "baseline", "contiguous")
+    # A baseline that knows no memory format has one row for all; its own are told in its first.
+    formats = (
+        ("contiguous", "contiguous")
+        if role == "baseline"
+        else (setting.memory_format, "contiguous")
+    )
+    baseline = next(filter(None, (_find(all, "baseline", setting.dtype, f) for f in formats)), None)
     if baseline is None:
         return None
-    own, other = timings[entrant], timings[baseline]
+    own, other = timing, baseline[1]
     if setting.mode == "network":
-        own = _without_rest(own, timings, setting.memory_format)
-        other = _without_rest(other, timings, baseline[1].memory_format)
+        own = _without_rest(own, setting, all)
+        other = _without_rest(other, baseline[0].setting, all)
     return measure.ratio(own, other)
 
 
-def _without_rest(timing: Timing, timings: dict[Entrant, Timing], memory_format: str) -> Timing:
+def _without_rest(timing: Timing, setting: Setting, all: Sequence[tuple[Entry, Timing]]) -> Timing:
     """Subtract, round by round, what the network takes without the op."""
-    entrant = _find(timings, "rest", memory_format)
-    if entrant is None:
+    found = _find(all, "rest", setting.dtype, setting.memory_format)
+    if found is None:
         return timing
-    rest = timings[entrant]
-    return Timing({r: us - rest.rounds.get(r, rest.median_us) for r, us in timing.rounds.items()})
+    rest = found[1]
+    typical = statistics.median(rest.rounds.values())
+    return Timing({r: us - rest.rounds.get(r, typical) for r, us in timing.rounds.items()})
 
 
-def _find(timings: dict[Entrant, Timing], role: str, memory_format: str) -> Entrant | None:
-    """Return the float32 entrant of a role in a memory format."""
-    for contender, setting in timings:
-        if (contender.role, setting.memory_format) == (role, memory_format):
-            return contender, setting
+def _find(
+    all: Sequence[tuple[Entry, Timing]], role: str, dtype: str, memory_format: str
+) -> tuple[Entry, Timing] | None:
+    """Return the first entry of a role in a dtype and memory format."""
+    for entry, timing in all:
+        setting = entry.setting
+        if (entry.contender.role, setting.dtype) == (role, dtype):
+            if setting.memory_format == memory_format:
+                return entry, timing
     return None

@@ -1,34 +1,18 @@
-"""Rows as tables for a terminal, for Markdown and as JSON."""
+"""Results as tables, for a terminal and in Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.table import Table
 
-from dcn_tvm.bench.probe import Finding
-from dcn_tvm.bench.rows import Mean, Row, half_speedups, mean_ratio, speedups, variants
-from dcn_tvm.report import Machine
+from dcn_tvm.results import Results, Row, scaling
+from dcn_tvm.results.ceilings import GEMM
+from dcn_tvm.results.means import Mean, half_speedups, mean_ratio, speedups, variants
 
-
-class Results(NamedTuple):
-    """All that one benchmark found."""
-
-    machine: Machine
-    rows: Sequence[Row]
-    findings: Sequence[Finding]
-    absent: dict[str, str]
-
-    def modes(self) -> dict[str, list[Row]]:
-        """Return the rows by op and mode."""
-        groups: dict[str, list[Row]] = {}
-        for row in self.rows:
-            groups.setdefault(f"{row.op}, {row.mode}", []).append(row)
-        return groups
+_UNITS = ": ms (time over the baseline's) part of the roofline"
 
 
 class Grid(NamedTuple):
@@ -41,39 +25,94 @@ class Grid(NamedTuple):
 
 def grids(results: Results) -> list[Grid]:
     """Return every table of the results."""
-    times = [_times(title, rows) for title, rows in results.modes().items()]
     means = [
         [title, mean.variant, mean.against, *_mean_cells(mean)]
         for title, rows in results.modes().items()
         for mean in [*speedups(rows), *half_speedups(rows)]
     ]
     header = ["mode", "ours", "against", "times as fast", "at the least", "where", "problems"]
+    return [
+        *(times(title + _UNITS, rows) for title, rows in results.modes().items()),
+        *_unless_empty("Geometric means of the speed-ups", header, means),
+        *_scaling(results),
+        *_rejections(results),
+        *_ceilings(results),
+        *_once(results),
+    ]
+
+
+def _scaling(results: Results) -> list[Grid]:
+    """Return the curves: how time grows with each size, and every point's."""
+    header = ["op, mode", "provider", "size", "from", "to", "time grows as", "ms"]
+    lines = []
+    for curve in scaling.curves(results.rows):
+        span, ends = scaling.whole(curve), (curve.rows[0], curve.rows[-1])
+        times = ", ".join(f"{row.median_us / 1e3:.3g}" for row in curve.rows)
+        places = [f"{scaling.position(row):,.0f}" for row in ends]
+        name = f"{curve.op}, {curve.mode}"
+        power = f"{curve.sweep}^{span.time:.2f}"
+        lines.append([name, curve.variant, curve.sweep, *places, power, times])
+    return _unless_empty("Scaling", header, lines)
+
+
+def _rejections(results: Results) -> list[Grid]:
+    """Return who is not ranked, each with the problems that its reason is for."""
+    problems: dict[tuple[str, ...], list[str]] = {}
+    for r in results.rejections:
+        where = f"{r.op}, {r.mode}"
+        key = (where, f"{r.provider} {r.version}", f"{r.dtype} {r.memory_format}", r.kind, r.reason)
+        problems.setdefault(key, []).append(r.problem)
+    lines = [[*key, ", ".join(dict.fromkeys(found))] for key, found in problems.items()]
+    header = ["op, mode", "provider", "setting", "is", "because", "on"]
+    return _unless_empty("Not ranked", header, lines)
+
+
+def _ceilings(results: Results) -> list[Grid]:
+    """Return the measured rates: a line for each dtype and number of threads."""
+    groups: dict[tuple[str, int], dict[str, float]] = {}
+    for c in results.ceilings:
+        size = f"{c.size}²" if c.kind == GEMM else _bytes(c.size)
+        groups.setdefault((c.dtype, c.threads), {})[f"{c.kind} {size}"] = c.rate
+    names = list(dict.fromkeys(name for rates in groups.values() for name in rates))
+    lines = [
+        [dtype, str(threads), *(f"{rates[n]:.4g}" if n in rates else "" for n in names)]
+        for (dtype, threads), rates in groups.items()
+    ]
+    title = "Ceilings: products in GFLOP/s, copies in GB/s"
+    return _unless_empty(title, ["dtype", "threads", *names], lines)
+
+
+def _once(results: Results) -> list[Grid]:
     findings = [
         [f.what, f.provider, f.problem, f"{f.value:.4g} {f.unit}"] for f in results.findings
     ]
     absent = [list(item) for item in results.absent.items()]
     return [
-        *times,
-        *_unless_empty("Geometric means of the speed-ups", header, means),
         *_unless_empty("Once per process", ["what", "provider", "problem", "value"], findings),
         *_unless_empty("Absent", ["provider", "why; how to get it"], absent),
     ]
 
 
-def _times(title: str, rows: Sequence[Row]) -> Grid:
+def _bytes(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def times(title: str, rows: Sequence[Row], *, roofline: bool = True) -> Grid:
     """Return a line for each problem, a column for each variant, and the geometric means."""
     columns = variants(rows)
-    cells = {(row.problem, row.variant): _time_cell(row) for row in rows}
+    cells = {(row.problem, row.variant): _time_cell(row, roofline=roofline) for row in rows}
     problems = list(dict.fromkeys(row.problem for row in rows))
     lines = [[p, *(cells.get((p, column), "") for column in columns)] for p in problems]
     ratios = [mean_ratio(rows, column) for column in columns]
     means = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-    return Grid(f"{title}: ms (ratio)", ["problem", *columns], [*lines, ["mean ratio", *means]])
+    return Grid(title, ["problem", *columns], [*lines, ["mean ratio", *means]])
 
 
-def _time_cell(row: Row) -> str:
-    time = f"{row.median_us / 1e3:.3g}"
-    return time if row.ratio is None else f"{time} ({row.ratio:.2f})"
+def _time_cell(row: Row, *, roofline: bool) -> str:
+    told = [f"{row.median_us / 1e3:.3g}"]
+    told += [] if row.ratio is None else [f"({row.ratio:.2f})"]
+    told += [] if row.roofline is None or not roofline else [f"{row.roofline:.0%}"]
+    return " ".join(told)
 
 
 def _mean_cells(mean: Mean) -> list[str]:
@@ -99,7 +138,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def _titles_of_times(results: Results) -> set[str]:
-    return {f"{title}: ms (ratio)" for title in results.modes()}
+    return {title + _UNITS for title in results.modes()}
 
 
 def markdown(results: Results) -> str:
@@ -109,20 +148,10 @@ def markdown(results: Results) -> str:
 
 def grid_markdown(grid: Grid) -> str:
     """Return one table in Markdown, under its title."""
+    return "\n".join([f"**{grid.title}**", "", *grid_lines(grid), ""])
+
+
+def grid_lines(grid: Grid) -> list[str]:
+    """Return the lines of a table in Markdown, without its title."""
     lines = [grid.header, ["---"] * len(grid.header), *grid.lines]
-    return "\n".join([f"**{grid.title}**", "", *("| " + " | ".join(x) + " |" for x in lines), ""])
-
-
-def to_json(results: Results) -> str:
-    """Return everything as JSON; every row is complete in itself."""
-    parts = {
-        "machine": dataclasses.asdict(results.machine),
-        "rows": _plain(results.rows),
-        "findings": _plain(results.findings),
-        "absent": results.absent,
-    }
-    return json.dumps(parts, indent=1)
-
-
-def _plain(items: Iterable[Row] | Iterable[Finding]) -> list[dict[str, object]]:
-    return [dataclasses.asdict(item) for item in items]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -20,6 +20,7 @@ import torch
 from dcn_tvm import bridge, examples, kernels, measure
 from dcn_tvm.agreement import relative_error
 from dcn_tvm.bench import bench_of
+from dcn_tvm.bench.clock import Clock, clock
 from dcn_tvm.bench.contender import Call, Contender, OpBench
 from dcn_tvm.build import Request
 from dcn_tvm.device import machine, rows
@@ -27,7 +28,6 @@ from dcn_tvm.device.items import Context, Item
 from dcn_tvm.device.journal import FAILED, Journal, Result
 from dcn_tvm.device.precision import allowed, tolerance
 from dcn_tvm.device.rows import Spec
-from dcn_tvm.device.timing import Clock, clock
 
 STEP, TUNED_STEP = "benchmark", "tuned"
 TUNED = "tuned"  # what a contender's name ends in where it follows records

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from dcn_tvm import report, target
+from dcn_tvm.bench.clock import clock
 from dcn_tvm.cuda import compiler
 from dcn_tvm.device.items import Context, Item
 from dcn_tvm.device.journal import Journal, Result
 from dcn_tvm.device.precision import PRECISIONS, allowed, dtype_of
-from dcn_tvm.device.timing import clock
 from dcn_tvm.errors import CompileError
 
 STEP = "machine"

@@ -1,94 +1,12 @@
-"""Rows: what a benchmark found, each complete in itself, and the means over them."""
+"""Geometric means over the problems of rows of one op and mode."""
 
 from __future__ import annotations
 
-import datetime
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from dcn_tvm.bench.contender import Contender, Setting
-from dcn_tvm.measure import Timing
-from dcn_tvm.report import Machine
-from dcn_tvm.suites import Case
-
-
-@dataclass(frozen=True)
-class Row:
-    """One provider's time for one problem in one setting, and where and when it was taken.
-
-    `ratio` relates the time to the baseline's in the same memory format, if it has that, the
-    baseline's own times to its contiguous one; in the network mode both without the time of the
-    other ops. `gbyte_per_s` counts the bytes that the op must move at least, in the row's dtype.
-    """
-
-    op: str
-    problem: str
-    provider: str
-    role: str
-    version: str
-    mode: str
-    dtype: str
-    memory_format: str
-    median_us: float
-    p20_us: float
-    p80_us: float
-    rounds: int
-    gflop_per_s: float
-    gbyte_per_s: float
-    ratio: float | None
-    device: str
-    threads: int
-    versions: dict[str, str]
-    date: str
-
-    @property
-    def variant(self) -> str:
-        """The provider with what distinguishes this row from its other ones."""
-        formats = {"contiguous": "", "channels_last": " cl"}
-        dtypes = {"float32": "", "bfloat16": " bf16"}
-        return self.provider + dtypes[self.dtype] + formats[self.memory_format]
-
-
-class Work(NamedTuple):
-    """What one call does: operations, and the bytes it must move at least."""
-
-    flops: int
-    bytes_moved: int
-
-
-def make_row(
-    contender: Contender,
-    setting: Setting,
-    case: Case,
-    timing: Timing,
-    work: Work,
-    ratio: float | None,
-    machine: Machine,
-) -> Row:
-    """Return the row of one timing."""
-    return Row(
-        op=case.op,
-        problem=case.label,
-        provider=contender.name,
-        role=contender.role,
-        version=contender.version,
-        mode=setting.mode,
-        dtype=setting.dtype,
-        memory_format=setting.memory_format,
-        median_us=timing.median_us,
-        p20_us=timing.p20_us,
-        p80_us=timing.p80_us,
-        rounds=len(timing.rounds),
-        gflop_per_s=work.flops / timing.median_us / 1e3,
-        gbyte_per_s=work.bytes_moved / timing.median_us / 1e3,
-        ratio=ratio,
-        device=machine.device,
-        threads=machine.threads,
-        versions=machine.versions,
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    )
+from dcn_tvm.results.row import Row
 
 
 @dataclass(frozen=True)
@@ -117,12 +35,16 @@ def mean_ratio(rows: Iterable[Row], variant: str) -> float | None:
 def speedups(rows: Sequence[Row]) -> list[Mean]:
     """Return how many times faster each of our variants is than each peer, by the medians.
 
-    The rows must be of one mode. A mean is over the problems that the peer can do.
+    The rows must be of one mode. Peers are compared in their own dtype, in all memory formats, and
+    a mean is over the problems that the peer can do.
     """
-    ours = variants(row for row in rows if row.role == "ours" and row.dtype == "float32")
-    peers = variants(row for row in rows if row.role == "peer")
-    means = (_speedup(rows, variant, peer) for variant in ours for peer in peers)
-    return [mean for mean in means if mean is not None]
+    found = []
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        own = [row for row in rows if row.dtype == dtype]
+        ours = variants(row for row in own if row.role == "ours")
+        peers = variants(row for row in own if row.role == "peer")
+        found += [_speedup(own, variant, peer) for variant in ours for peer in peers]
+    return [mean for mean in found if mean is not None]
 
 
 def half_speedups(rows: Sequence[Row]) -> list[Mean]:

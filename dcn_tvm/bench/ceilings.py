@@ -1,0 +1,106 @@
+"""Measure the ceilings of a machine: products of matrices, and copies of several sizes.
+
+The products are torch's own, of square matrices; copies fill memory that they have touched before.
+Each rate is the median of turns of the clock that times the contenders.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from dcn_tvm import target
+from dcn_tvm.bench.clock import clock
+from dcn_tvm.report import Machine
+from dcn_tvm.results.ceilings import COPY, GEMM, Ceiling
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+_LEAST_BYTES = 1 << 17  # of a copy: some of any first cache, and calling costs little beside it
+_STEP = 4  # from one copy's bytes to the next one's
+_BEYOND = 4  # times the last cache: the largest copy
+_GPU_BYTES = 2 << 30
+_SLOWEST = 5.0  # seconds for a product: float16 has no kernel worth the name on some CPUs
+_TURNS = 5
+
+Report = Callable[[str], None]
+
+
+def thread_counts(most: int) -> list[int]:
+    """Return 1, 2, 4 ... and `most` itself."""
+    return sorted({*(1 << k for k in range(most.bit_length())), most} & set(range(1, most + 1)))
+
+
+def measure(
+    dtypes: Sequence[str] = DTYPES,
+    threads: Sequence[int] | None = None,
+    *,
+    device: str = "cpu",
+    seconds: float = 0.3,
+    report: Report = lambda _: None,
+) -> list[Ceiling]:
+    """Return the rates of products and copies for each dtype and number of threads.
+
+    Args:
+        dtypes: of the elements.
+        threads: of the CPU; torch's own number if absent.
+        device: in torch's words.
+        seconds: for each rate.
+        report: is told what is being measured.
+    """
+    before = torch.get_num_threads()
+    found: list[Ceiling] = []
+    try:
+        for count in threads or [before]:
+            torch.set_num_threads(count)
+            for dtype in dtypes:
+                report(f"ceilings: {dtype}, {count} threads")
+                found += _of_dtype(dtype, device, seconds)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def copy_sizes(device: str = "cpu") -> list[int]:
+    """Return the bytes of the copies, from what fits the first cache to what fits none."""
+    if device.startswith("cuda"):
+        return [1 << 24, _GPU_BYTES]
+    sizes, most = [], _BEYOND * target.detect().l3_bytes
+    size = _LEAST_BYTES
+    while size < most:
+        sizes.append(size)
+        size *= _STEP
+    return [*sizes, most]
+
+
+def _of_dtype(dtype: str, device: str, seconds: float) -> Iterator[Ceiling]:
+    kind = getattr(torch, dtype)
+    machine = Machine.here(device)
+
+    def ceiling(what: str, size: int, rate: float) -> Ceiling:
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return Ceiling(what, dtype, machine.threads, size, rate, machine.device, date)
+
+    for side in SIDES[device.partition(":")[0]]:
+        one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        us = _median_us(lambda a=one, b=other: a @ b, device, seconds)  # type: ignore[misc]
+        yield ceiling(GEMM, side, 2 * side**3 / us / 1e3)
+        if us > _SLOWEST * 1e6 / 8:  # twice the side takes eight times as long
+            break
+    for size in copy_sizes(device):
+        source = torch.ones(size // 2 // kind.itemsize, dtype=kind, device=device)
+        into = torch.ones_like(source)
+        us = _median_us(lambda a=into, b=source: a.copy_(b), device, seconds)  # type: ignore[misc]
+        yield ceiling(COPY, size, 2 * source.numel() * kind.itemsize / us / 1e3)
+
+
+def _median_us(call: Callable[[], object], device: str, seconds: float) -> float:
+    turn = clock(call, device).turn
+    start, found = time.perf_counter(), [turn()]
+    while time.perf_counter() - start < seconds or len(found) < _TURNS:
+        found.append(turn())
+    return statistics.median(found)
