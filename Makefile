@@ -2,8 +2,8 @@
 #   make demo    compile for this machine, run on a photograph, write a report
 #   make train   train small networks, plain and deformable, on digits, write a report; again to go on
 #   make test    the whole test suite
-#   make check   format, lint, types
-#   make bench   the benchmark table of the README
+#   make check   format, lint, types, and that no kernel executes more instructions than it did
+#   make bench   every op against its peers; make bench-readme, the README's tables of the results that are kept
 #   make gpu     all that needs a CUDA device, in $(OUT); again to go on. It sets nothing up: $(PYTHON) has torch
 #   make gpu-carry SITE=folder   pack what a machine with a device and without network lacks; there, make gpu SITE=folder
 PYTHON ?= python3
@@ -17,7 +17,7 @@ OUT    ?= gpu-results
 MINUTES ?= 9.5
 SITE   ?=
 
-.PHONY: demo train test check bench gpu gpu-carry clean
+.PHONY: demo train test check bench bench-readme gpu gpu-carry clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -41,9 +41,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m dcn_tvm guard --if-possible
 
 bench: $(READY)
 	$(BIN)/python -m dcn_tvm bench $(ARGS)
+
+bench-readme: $(READY)
+	$(BIN)/python -m dcn_tvm.bench.readme README.md benchmarks/results
 
 gpu:
 	@$(PYTHON) -c 'import torch' || { echo "$(PYTHON) has no torch: say 'make gpu PYTHON=/path/to/python'" >&2; exit 2; }

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 import typer
 
-from dcn_tvm.cli import bench, cache, compile, demo, explain, gpu, records, train, tune
+from dcn_tvm.cli import (
+    bench,
+    cache,
+    compile,
+    demo,
+    explain,
+    gpu,
+    guard,
+    records,
+    report,
+    train,
+    tune,
+)
 
 __all__ = ["app"]
 
@@ -21,6 +33,8 @@ app = typer.Typer(
 )
 for module in (
     bench,
+    report,
+    guard,
     gpu,
     demo,
     train,
