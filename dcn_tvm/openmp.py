@@ -95,6 +95,16 @@ def find_compiler() -> list[str] | None:
     return None
 
 
+def trust_fork() -> None:
+    """Let this forked child use several threads: its parent never started any, nor did torch there.
+
+    Call it before the first kernel is loaded. Nobody can find out whether it is so; where it is
+    not, kernels hang.
+    """
+    global _forked
+    _forked = False
+
+
 def _start() -> None:
     global _pool, _register, _set_serial
     openmp = _find_openmp()

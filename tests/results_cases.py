@@ -29,6 +29,7 @@ def row(**changed: Any) -> Row:
         "memory_format": "contiguous",
         "cache": "warm",
         "sweep": "",
+        "clock": "clock",
         "median_us": 1000.0,
         "p20_us": None,
         "p80_us": None,

@@ -74,12 +74,35 @@ def test_ceilings_alone(tmp_path: Path) -> None:
         (["--ceilings", "--scaling"], "ceilings have no suites"),
         (["--quick", "--scaling"], "exclude each other"),
         (["--networks", "--mode", "forward"], "networks have no suites"),
+        (["--networks", "--scaling"], "networks are timed alone"),
+        (["--ceilings", "--cache", "cold"], "ceilings have no memory formats"),
+        (["--quick", "--json", "/proc/no/such.json"], "file must be one that can be written"),
+        (["--networks", "--json", "/proc/no/such.json"], "file must be one that can be written"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], says: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
+
+
+def test_half_types_need_the_ceilings_of_float32(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    chosen = ("--mode", "forward", "--dtype", "float16", "--against", "copy", "--no-memory")
+    result = invoke("ps_roi_pool", "--quick", "--threads", "1", *chosen, "--json", str(path))
+    assert result.exit_code == 0, result.output
+    found = results.read(path)
+    assert {c.dtype for c in found.ceilings} == {"float32", "float16"}
+    assert {row.peak_mib for row in found.rows} == {None}
+
+
+def test_what_is_timed_is_not_lost_when_a_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("a probe failed: killed")
+
+    monkeypatch.setattr(command.probe, "measure_imports", fails)
+    with pytest.warns(UserWarning, match="not complete: a probe failed: killed"):
+        assert command._findings([], lambda _: None) == []
 
 
 def test_our_own_wrong_results_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

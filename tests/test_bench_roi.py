@@ -97,7 +97,8 @@ def test_contenders_agree_and_their_rows_are_complete(op: str) -> None:
         unmeasured = {name for name, value in values.items() if value is None or value == ""}
         assert unmeasured <= OPTIONAL
         assert (row.error is None) == (row.role in ("baseline", "floor"))
-        assert min(row.median_us, row.gflop_per_s, row.gbyte_per_s, row.ratio or 0) > 0
+        assert min(row.median_us, row.gbyte_per_s, row.ratio or 0) > 0
+        assert (row.gflop_per_s > 0) == (row.provider != "copy")
         assert (row.op, row.problem) == (op, case.label)
     bench, found = bench_of(op), {(row.provider, row.mode, row.variant) for row in rows}
     wanted = {("copy", mode, "copy") for mode in modes}
@@ -163,7 +164,8 @@ def test_flops_are_the_pixels_of_a_mean_bin(monkeypatch: pytest.MonkeyPatch) -> 
         forward = 2 * (2 * 4 * 49) * (2 * 3 + 1 * 4) // 2
         assert bench.flops(case, "forward") == forward
         assert bench.flops(case, "forward+backward") == passes * forward
-        assert bench.output_bytes(case) == 4 * 2 * 4 * 49
+        copy = bench.work(bench.contender("copy"), case, Setting("forward"))
+        assert copy == (0, bench.bytes_moved(case, Setting("forward"))), "it computes nothing"
 
 
 @pytest.mark.parametrize("op", ROI_OPS)

@@ -1,6 +1,7 @@
 """The plan of the house, proved by reading the imports: they point down, and doors stay doors."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,9 +63,19 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports anywhere, functions included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return the dotted names that a file imports anywhere, functions included."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -130,14 +141,13 @@ OP_NAMES = list(ops.registry())
 
 def words(path: Path) -> Iterator[str]:
     """Yield names and strings of the code; docstrings may give an op as an example."""
-    tree = ast.parse(path.read_text())
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in ast.walk(tree(path))
         if isinstance(node, documented) and ast.get_docstring(node) is not None
     }
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.Attribute):

@@ -1,5 +1,6 @@
 """The report page in a real browser: charts draw, tables sort and filter, nothing is fetched."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 import pytest
 from results_cases import results
+
+from dcn_tvm.report import Machine
+from dcn_tvm.results import Results
 
 pytest.importorskip("altair", reason="the extra report is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -96,6 +100,29 @@ def test_every_chart_has_drawn(page: Any) -> None:
 def test_the_page_asks_for_nothing_but_itself(page: Any, opened: Any, path: Path) -> None:
     asked = opened[1]
     assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+
+
+def test_what_files_say_is_no_markup(page: Any, tmp_path: Path) -> None:
+    from dcn_tvm.results import page as pages
+
+    text = "<img src=x onerror=document.title=1>"
+    rows = [
+        dataclasses.replace(row, device=device, provider=f"{row.provider}{text}", version=text)
+        for device in (f"CPU {text}", "CPU")
+        for row in results().rows
+        if row.op == "roi_align"
+    ]
+    machines = [
+        Results(Machine(device, 2, {text: text}), [r for r in rows if r.device == device])
+        for device in dict.fromkeys(row.device for row in rows)
+    ]
+    other = page.context.new_page()
+    other.goto(pages.make(machines, tmp_path / "report.html").as_uri())
+    other.wait_for_selector("html[data-drawn]", timeout=60_000)
+    other.locator("#table-machines_wrapper button", has_text="Columns").first.click()
+    assert other.locator("img").count() == 0
+    assert other.title() == "dcn_tvm measured"
+    other.close()
 
 
 def test_numbers_are_sorted_as_numbers(page: Any) -> None:

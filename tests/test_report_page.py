@@ -247,6 +247,13 @@ def test_the_exit_code_tells_of_regressions(app: typer.Typer, file: Path, tmp_pa
     assert against(0.8, "--tolerance", 30).exit_code == 0
 
 
+def test_nothing_to_compare_is_no_success(app: typer.Typer, file: Path, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, problem="another") for row in results().rows]
+    write(results(rows=rows), tmp_path / "then.json")
+    result = call(app, file, "-o", tmp_path / "p.html", "--baseline", tmp_path / "then.json")
+    assert (result.exit_code, "nothing was compared" in result.output) == (2, True)
+
+
 def test_wrong_input_is_told_in_a_line(app: typer.Typer, file: Path, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("hello")
     (tmp_path / "schema.json").write_text('{"rows": [], "schema": 0}')
@@ -260,6 +267,8 @@ def test_wrong_input_is_told_in_a_line(app: typer.Typer, file: Path, tmp_path: P
             assert result.exit_code == 2
             assert words in result.output
     assert call(app).exit_code == 2
+    result = call(app, file, "-o", file)
+    assert (result.exit_code, "another file than the results" in result.output) == (2, True)
     result = call(app, file, "-o", file / "page.html")
     assert (result.exit_code, "output must be" in result.output) == (2, True)
     assert not (tmp_path / "page.html").exists()
@@ -272,5 +281,5 @@ def test_what_is_missing_is_named(
     monkeypatch.delattr("dcn_tvm.results.page")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     result = call(app, file)
-    assert result.exit_code == 1
+    assert result.exit_code == 2, "1 is a regression"
     assert "needs vl_convert: pip install 'dcn_tvm[report]'" in result.output

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ ROW = Row(
     memory_format="contiguous",
     cache="warm",
     sweep="",
+    clock="clock",
     median_us=123.456789,
     p20_us=120.0,
     p80_us=130.0,
@@ -78,8 +80,23 @@ def test_rows_share_what_is_the_same_and_stand_on_lines_of_their_own() -> None:
     text = results.to_json(Results(MACHINE, [ROW, OTHER]))
     parts = json.loads(text)
     assert parts["common"]["versions"] == {"torch": "2"}
-    assert [set(row) for row in parts["rows"]] == [{"problem", "median_us", "ratio"}] * 2
-    assert sum('"problem": "P' in line for line in text.splitlines()) == 2
+    assert parts["columns"] == ["problem", "median_us", "ratio"]
+    assert parts["rows"] == [["P0", 123.46, 1.5], ["P1", 2.0, None]]
+    assert '["P1", 2.0, null]' in text.splitlines()
+
+
+def test_long_values_stand_in_tables(tmp_path: Path) -> None:
+    moved = dataclasses.replace(ROW, sizes={"height": 6}, records=("forward: record",))
+    text = results.to_json(Results(MACHINE, [ROW, moved, ROW]))
+    parts = json.loads(text)
+    assert parts["tables"]["records"] == [["forward: default"], ["forward: record"]]
+    assert [row[parts["columns"].index("sizes")] for row in parts["rows"]] == [0, 1, 0]
+    (tmp_path / "a.json").write_text(text)
+    assert [row.sizes for row in results.read(tmp_path / "a.json").rows] == [
+        ROW.sizes,
+        {"height": 6},
+        ROW.sizes,
+    ]
 
 
 @pytest.mark.parametrize("rows", [[], [ROW]])
@@ -96,8 +113,9 @@ def test_few_rows(rows: list[Row], tmp_path: Path) -> None:
         ("[1]", "it has no rows"),
         ('{"rows": []}', "schema 1, got None"),
         ('{"rows": [], "schema": 2}', "schema 1, got 2"),
-        ('{"rows": [], "schema": 1}', "no file of results: 'common'"),
+        ('{"rows": [], "schema": 1}', "no file of results: 'machine'"),
         ('{"rows": [{"op": "x"}], "schema": 1, "common": {}, "machine": {}}', "no file of results"),
+        ('{"rows": [], "schema": 1, "machine": {"device": 3}}', "device must be str, got 3"),
         ('{"rows": 3, "schema": 1, "common": [], "machine": 1}', "no file of results"),
     ],
 )
@@ -107,6 +125,46 @@ def test_what_is_no_file_of_results_says_so(text: str, why: str, tmp_path: Path)
     with pytest.raises(ValueError, match=why) as caught:
         results.read(path)
     assert "a.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("median_us", 0, "median_us must be positive, got 0"),
+        ("median_us", "1", "median_us must be float, got '1'"),
+        ("ratio", "x", "ratio must be float | None, got 'x'"),
+        ("flops", 1.5, "flops must be int, got 1.5"),
+        ("dtype", "int8", "dtype must be one of float32"),
+        ("memory_format", "nhwc", "memory_format must be one of contiguous"),
+        ("role", "judge", "role must be one of ours"),
+        ("cache", "hot", "cache must be one of warm"),
+        ("versions", {"torch": 2}, "versions must be Mapping"),
+        ("records", [1], "records must be tuple"),
+        ("colour", "red", "colour"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    field: str, value: object, why: str, tmp_path: Path
+) -> None:
+    parts = json.loads(results.to_json(Results(MACHINE, [ROW])))
+    parts["common"][field] = value
+    (tmp_path / "a.json").write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match=re.escape(why)):
+        results.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("values", [["P0"], ["P0", 1.0, None, 3], ["P0", -1.0, None]])
+def test_rows_that_do_not_fit_the_columns_are_refused(values: list[object], tmp_path: Path) -> None:
+    parts = json.loads(results.to_json(Results(MACHINE, [ROW, OTHER])))
+    parts["rows"][0] = values
+    (tmp_path / "a.json").write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match="no file of results"):
+        results.read(tmp_path / "a.json")
+
+
+def test_what_is_no_json_is_not_written() -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        results.to_json(Results(MACHINE, [dataclasses.replace(ROW, error=float("inf"))]))
 
 
 def test_a_binary_file_is_no_file_of_results(tmp_path: Path) -> None:
@@ -128,6 +186,20 @@ def test_small_copies_run_in_caches_and_cold_ones_never() -> None:
     found = [limits.bandwidth(size, "float32", 2) for size in (1 << 10, 1 << 23, 1 << 24, 1 << 30)]
     assert found == [50.0, 50.0, 30.0, 10.0]
     assert limits.bandwidth(1 << 10, "float32", 2, cold=True) == 10.0
+
+
+def test_a_small_copy_that_is_slower_than_a_larger_one_is_no_ceiling() -> None:
+    limits = Ceilings([*LIMITS, ceiling("copy", 1 << 17, 20.0)])
+    assert limits.bandwidth(1 << 17, "float32", 2) == 50.0
+    assert limits.bandwidth(1 << 28, "float32", 2) == 10.0
+
+
+def test_half_types_can_be_computed_in_float32() -> None:
+    half = dataclasses.replace(ceiling("gemm", 1024, 3.0), dtype="float16")
+    limits = Ceilings([*LIMITS, half, dataclasses.replace(half, dtype="float64")])
+    assert limits.gemm("float16", 2) == 100.0
+    assert limits.gemm("float64", 2) == 3.0
+    assert limits.gemm("bfloat16", 2) is None
 
 
 def test_ceilings_of_other_types_and_threads_are_others() -> None:

@@ -2,7 +2,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from results_cases import DEVICE, VERSIONS, results, row
+from results_cases import DEVICE, VERSIONS, ceilings, results, row
 
 from dcn_tvm.report import Machine
 from dcn_tvm.results import Rejection, Results, Row, read, write
@@ -81,6 +81,30 @@ def test_who_was_right_and_is_not_any_more(kind: str) -> None:
     assert change(of(row(), rejections=[other]), of(row())).verdict == "same"
 
 
+def test_a_rejection_on_another_machine_is_not_ours() -> None:
+    elsewhere = of(threads=8, rejections=(rejection(),))
+    (found,) = changes([of(row(ratio=1.5)), elsewhere], [of(row(ratio=1.5))])
+    assert found.verdict == "same"
+    here, there = of(rejections=(rejection(),)), of(row(ratio=1.5, threads=8), threads=8)
+    (found,) = changes([here, there], [of(row(ratio=1.5))])
+    assert found.verdict == "wrong"
+
+
+def test_a_ratio_that_is_lost_is_a_regression() -> None:
+    lost = change(of(row(ratio=None)), of(row(ratio=1.5)))
+    assert (lost.verdict, lost.regression, lost.judged) == ("no ratio", True, False)
+    never = change(of(row(ratio=None)), of(row(ratio=None)))
+    assert (never.regression, never.judged) == (False, False)
+
+
+def test_a_newer_file_without_rows_is_newer() -> None:
+    new = of(ceilings=(dataclasses.replace(ceilings()[0], date="2030", rate=7.0),))
+    old = of(row(), ceilings=ceilings())
+    for files in ([new, old], [old, new]):
+        (merged,) = merge(files)
+        assert merged.ceilings[0].rate == 7.0
+
+
 def test_what_is_gone_is_told_and_no_regression() -> None:
     for other in ({"problem": "P1"}, {"dtype": "bfloat16"}, {"cache": "cold"}, {"sweep": "batch"}):
         found = change(of(row(**other)), of(row()))
@@ -97,8 +121,10 @@ def test_regressions_come_first() -> None:
 
 def test_the_tolerance_is_checked() -> None:
     assert change(of(row(ratio=1.3)), of(row(ratio=1.0)), 0.5).verdict == "same"
-    with pytest.raises(ValueError, match=r"tolerance must be at least 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"tolerance must be finite and at least 0, got -0\.1"):
         changes([], [], -0.1)
+    with pytest.raises(ValueError, match="got nan"):
+        changes([], [], float("nan"))
 
 
 def test_across_machines_are_rows_of_no_sweep_in_several_places() -> None:

@@ -9,8 +9,10 @@ before each measured call.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ TURN_US = 3000.0
 MOST_CALLS = 64  # in a graph
 _WARM_UPS = 3
 _FLUSHED = 2  # times the cache is overwritten
+_LEAST_FLUSHED = 64 << 20  # bytes: not every system says how large its last cache is
+_PAUSE_S = 0.003  # after which OpenMP's threads sleep, whoever has woken them
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,17 @@ def _flusher(device: str) -> Callable[[], object]:
     """Return what overwrites the device's last cache."""
     if device.startswith("cuda"):
         size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
-    else:
-        size = target.detect().l3_bytes
-    memory = torch.empty(_FLUSHED * size, dtype=torch.int8, device=device)
-    return memory.zero_
+        return torch.empty(_FLUSHED * size, dtype=torch.int8, device=device).zero_
+    memory = torch.empty(max(_FLUSHED * last_cache_bytes(), _LEAST_FLUSHED), dtype=torch.int8)
+
+    def flush() -> None:
+        memory.zero_()
+        time.sleep(_PAUSE_S)
+
+    return flush
+
+
+def last_cache_bytes(cpus: Path = _CPUS) -> int:
+    """Return the bytes of the CPU's last caches together: large CPUs have several."""
+    groups = {path.read_text() for path in cpus.glob("cpu[0-9]*/cache/index3/shared_cpu_list")}
+    return target.detect().l3_bytes * max(1, len(groups))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -34,10 +35,11 @@ def run_all(
         report: is told what is being measured.
     """
     ops = list(dict.fromkeys(case.op for case in cases))
+    _use(plan.device)
     here = torch.get_num_threads()
     swept = plan.device == "cpu" and scaling and any("threads" in suites.SCALING[op] for op in ops)
     counts = ceilings.thread_counts(here) if swept else [here]
-    measured = ceilings.measure(plan.all_dtypes, counts, device=plan.device, report=report)
+    measured = ceilings.measure(_ceiled(plan), counts, device=plan.device, report=report)
     limits = Ceilings(measured)
     outcomes = [run(cases, plan, limits, report=report)]
     if scaling:
@@ -49,9 +51,10 @@ def run_all(
 
 def run_quick(cases: Sequence[Case], plan: Plan, *, report: Report = lambda _: None) -> Results:
     """Return the times of each op's least problem, on a tiny map: does it all work?"""
+    _use(plan.device)
     tiny = [bench_of(own[0].op).shrink(_least(own)) for own in _by_op(cases)]
     short = replace(plan, seconds=0.05, min_rounds=1)
-    measured = ceilings.measure(plan.all_dtypes, device=plan.device, seconds=0.01, report=report)
+    measured = ceilings.measure(_ceiled(plan), device=plan.device, seconds=0.01, report=report)
     outcome = run(tiny, short, Ceilings(measured), report=report)
     return _results([outcome], plan, [case.op for case in tiny], measured, [])
 
@@ -94,9 +97,22 @@ def measure_ceilings(
     dtypes: Sequence[str] | None, device: str, *, report: Report = lambda _: None
 ) -> Results:
     """Return the machine's ceilings alone, for each dtype and number of threads."""
+    _use(device)
     counts = ceilings.thread_counts(torch.get_num_threads()) if device == "cpu" else None
     measured = ceilings.measure(dtypes or ceilings.DTYPES, counts, device=device, report=report)
     return Results(Machine.here(device), ceilings=measured)
+
+
+def _use(device: str) -> None:
+    """Make a GPU the current one, and its products those of float32: clocks and peers ask torch."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def _ceiled(plan: Plan) -> tuple[str, ...]:
+    """Return the dtypes whose ceilings rows need: half types may be computed in float32."""
+    return tuple(dict.fromkeys(("float32", *plan.all_dtypes)))
 
 
 def _results(
@@ -118,12 +134,16 @@ def _results(
 
 def _findings(cases: Sequence[Case], report: Report) -> list[Finding]:
     report("import time")
-    findings = probe.measure_imports()
-    for own in _by_op(cases):
-        report(f"{own[0].op}, call overhead and first call")
-        findings.append(overhead.measure_overhead(_least(own)))
-        findings += probe.measure_first_call(own[0])
-    return findings
+    found: list[Finding] = []
+    try:
+        found += probe.measure_imports()
+        for own in _by_op(cases):
+            report(f"{own[0].op}, call overhead and first call")
+            found.append(overhead.measure_overhead(_least(own)))
+            found += probe.measure_first_call(own[0])
+    except RuntimeError as error:  # of a process of its own: what was timed is not lost for that
+        warnings.warn(f"what happens once per process is not complete: {error}", stacklevel=2)
+    return found
 
 
 def _by_op(cases: Sequence[Case]) -> list[list[Case]]:

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,13 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 LAYOUTS = dict(zip(MEMORY_FORMATS, ("nchw", "nhwc"), strict=True))
 
 Call = Callable[[], Sequence[Tensor]]
+
+
+class Work(NamedTuple):
+    """What a call does: operations, and the bytes it must move at least."""
+
+    flops: int
+    bytes_moved: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Contender:
         install: how to get it.
         imports: the modules that must be importable.
         serves: whether it can do a case at all; it takes no part in the others.
+        work: what it does where that is not the op's: a copy computes nothing.
         devices: the types of devices that it runs on, in torch's words.
     """
 
@@ -81,13 +89,14 @@ class Contender:
     imports: tuple[str, ...] = ()
     serves: Callable[[Case], bool] = lambda case: True
     devices: tuple[str, ...] = ("cpu",)
+    work: Callable[[Case, Setting], Work] | None = None
 
     def absent_because(self) -> str | None:
         """Return why the contender cannot run here, or None if it can."""
         for module in self.imports:
             try:
                 importlib.import_module(module)
-            except (ImportError, OSError, RuntimeError) as error:  # a mismatched build raises these
+            except Exception as error:  # a mismatched build raises anything
                 return f"{type(error).__name__}: {error}".splitlines()[0]
         return None
 
@@ -115,7 +124,6 @@ class OpBench:
             the same function must agree with it before it is timed.
         flops: floating-point operations of a case in a mode.
         shrink: the same channels on a tiny image: the same kernels, next to no work.
-        output_bytes: size of the float32 result.
         bytes_moved: what a case must read and write at least in a setting, each tensor once in
             every direction that it has to go.
         judged: the case on which the oracle is asked, by the same kernels: a smaller one where the
@@ -126,9 +134,14 @@ class OpBench:
     oracle: Callable[[Case, Setting], Call]
     flops: Callable[[Case, Mode], int]
     shrink: Callable[[Case], Case]
-    output_bytes: Callable[[Case], int]
     bytes_moved: Callable[[Case, Setting], int]
     judged: Callable[[Case], Case] = lambda case: case
+
+    def work(self, contender: Contender, case: Case, setting: Setting) -> Work:
+        """Return what a contender does in a call."""
+        if contender.work is not None:
+            return contender.work(case, setting)
+        return Work(self.flops(case, setting.mode), self.bytes_moved(case, setting))
 
     def contender(self, name: str) -> Contender:
         """Return the contender called `name`."""

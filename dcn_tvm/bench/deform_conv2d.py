@@ -24,6 +24,7 @@ from dcn_tvm.bench.contender import (
     Mode,
     OpBench,
     Setting,
+    Work,
     example_of,
     settings,
 )
@@ -176,13 +177,25 @@ def _bytes_moved(case: Case, setting: Setting) -> int:
     return elements * itemsize
 
 
+def _product_work(case: Case, setting: Setting) -> Work:
+    """Return the operations of the convolution, on matrices that are there."""
+    g = Geometry.of(case)
+    sides = (g.out_channels * g.terms, g.terms * g.pixels, g.out_channels * g.pixels)
+    elements = sum(sides) * (3 if setting.mode == "forward+backward" else 1)
+    return Work(_flops(case, setting.mode), elements * getattr(torch, setting.dtype).itemsize)
+
+
+def _rest_work(case: Case, setting: Setting) -> Work:
+    """Return what the network mode does beside the op."""
+    op = Setting("forward", setting.dtype, setting.memory_format)
+    return Work(
+        _flops(case, "network") - _flops(case, "forward"),
+        _bytes_moved(case, setting) - _bytes_moved(case, op),
+    )
+
+
 def _shrink(case: Case) -> Case:
     return case.resized(batch=1, height=SHRUNK_PIXELS, width=SHRUNK_PIXELS)
-
-
-def _output_bytes(case: Case) -> int:
-    g = Geometry.of(case)
-    return 4 * g.pixels * g.out_channels
 
 
 def _bounded_by_zeros(case: Case) -> bool:
@@ -226,15 +239,17 @@ BENCH = OpBench(
             "pip install torch",
             serves=lambda case: Geometry.of(case).groups == 1,
             devices=_EVERYWHERE,
+            work=_product_work,
         ),
         Contender(
             *("torch ops", "rest", "torch", settings(("network",), DTYPES), _rest),
             install="pip install torch",
+            devices=_EVERYWHERE,
+            work=_rest_work,
         ),
     ),
     oracle=_oracle,
     flops=_flops,
     shrink=_shrink,
-    output_bytes=_output_bytes,
     bytes_moved=_bytes_moved,
 )

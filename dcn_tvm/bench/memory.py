@@ -1,25 +1,30 @@
 """Memory of a call beyond its inputs and results, and the pages that it touches first.
 
-On the CPU it is measured in a process of its own, whose allocator keeps nothing for later:
-`python -m dcn_tvm.bench.memory` reads a line of JSON for each call, and answers MiB.
+On the CPU it is measured in processes whose allocator keeps nothing for later, a fresh one for each
+call, because libraries keep scratch memory of their own: `python -m dcn_tvm.bench.memory` reads a
+line of JSON for each call, forks, and answers MiB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcn_tvm.bench.contender import Call, Contender, Setting, bench_of
+from dcn_tvm import openmp
+from dcn_tvm.bench.contender import Contender, Setting, bench_of
 from dcn_tvm.suites import Case
 
 # Every block of 64 KiB comes from the system and goes back to it, so that the resident memory is
@@ -27,6 +32,7 @@ from dcn_tvm.suites import Case
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 _CLEAR = Path("/proc/self/clear_refs")  # Linux only
 _QUICK_S = 0.05
+_PATIENCE_S = 300.0  # for one call, drawing its tensors included
 
 Peaks = Callable[[Case, Contender, Setting], float | None]
 
@@ -52,10 +58,12 @@ def probe(device: str = "cpu") -> Iterator[Peaks]:
             child.stop()
 
 
-def faults(call: Callable[[], object]) -> float:
+def faults(call: Callable[[], object]) -> float | None:
     """Return the pages that a call touches for the first time (minor page faults)."""
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     found: list[int] = []
     start = time.perf_counter()
     while len(found) < 3 and (not found or time.perf_counter() - start < _QUICK_S):
@@ -65,16 +73,21 @@ def faults(call: Callable[[], object]) -> float:
     return statistics.median(found)
 
 
-def _on_cuda(case: Case, contender: Contender, setting: Setting) -> float:
+def _on_cuda(case: Case, contender: Contender, setting: Setting) -> float | None:
     """Return what torch's allocator gave out at most; what others take for themselves is unseen."""
-    call = contender.prepare(case, setting)
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    results = call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before - _bytes(results)) / 2**20
+    device = setting.device
+    try:
+        call = contender.prepare(case, setting)
+        kept = {tensor.data_ptr() for tensor in call()}
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        results = call()
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # out of memory: the contender's timed tensors are there as well
+        return None
+    own = _bytes(tensor for tensor in results if tensor.data_ptr() not in kept)
+    return max(0, torch.cuda.max_memory_allocated(device) - before - own) / 2**20
 
 
 class _Child:
@@ -100,10 +113,11 @@ class _Child:
         try:
             given.write(json.dumps(asked) + "\n")
             given.flush()
-            answer = said.readline()
+            ready, _, _ = select.select([said], [], [], _PATIENCE_S)
+            answer = said.readline() if ready else ""
         except BrokenPipeError:
             answer = ""
-        if not answer.strip():  # it died
+        if not answer.strip():  # it died, or hangs
             self.stop()
             return None
         mib: float | None = json.loads(answer)
@@ -131,21 +145,23 @@ def _start() -> subprocess.Popen[str]:
 
 
 def peak_mib(case: Case, contender: Contender, setting: Setting) -> float:
-    """Return the peak beyond inputs and results, in a process with `MALLOC`'s environment.
+    """Return the peak beyond inputs and results, in a fresh process with `MALLOC`'s environment.
 
-    The same call comes first, so that code and threads do not count.
+    A call on a tiny map comes first, so that code and threads do not count.
     """
-    call: Call = contender.prepare(case, setting)
-    call()
+    contender.prepare(bench_of(case.op).shrink(case), setting)()
+    call = contender.prepare(case, setting)
     _CLEAR.write_text("5")  # reset the peak
     before = _status_kib("VmRSS")
     results = call()
     peak = _status_kib("VmHWM")
-    # Less than the results is allocated by what fills the same ones in every call.
-    return max(0.0, (peak - before) / 1024 - _bytes(results) / 2**20)
+    # What fills the same results in every call has them already.
+    again = {tensor.data_ptr() for tensor in call()}
+    own = _bytes(tensor for tensor in results if tensor.data_ptr() not in again)
+    return max(0.0, (peak - before) / 1024 - own / 2**20)
 
 
-def _bytes(results: Sequence[Tensor]) -> int:
+def _bytes(results: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in results)
 
 
@@ -155,16 +171,29 @@ def _status_kib(name: str) -> int:
 
 
 def _main() -> None:
+    """Answer each line; this process itself starts no thread, so that it can fork."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a peer prints
     for line in sys.stdin:
-        asked = json.loads(line)
-        torch.set_num_threads(asked["threads"])
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sizes"].items()}
-        contender = bench_of(asked["op"]).contender(asked["contender"])
-        try:
-            answer = peak_mib(Case(asked["op"], sizes, ""), contender, Setting(*asked["setting"]))
-        except Exception:  # whatever a peer raises: the parent has seen it work
-            answer = None
-        print(json.dumps(answer), flush=True)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(Exception):  # whatever a peer raises: the parent saw it work
+                os.write(write, json.dumps(_answer(json.loads(line))).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            answer = pipe.read()
+        os.waitpid(child, 0)
+        print(answer or "null", file=answers, flush=True)
+
+
+def _answer(asked: dict[str, Any]) -> float:
+    openmp.trust_fork()
+    torch.set_num_threads(asked["threads"])
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sizes"].items()}
+    contender = bench_of(asked["op"]).contender(asked["contender"])
+    return peak_mib(Case(asked["op"], sizes, ""), contender, Setting(*asked["setting"]))
 
 
 if __name__ == "__main__":

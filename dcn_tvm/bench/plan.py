@@ -79,8 +79,14 @@ class Plan:
             for setting in contender.settings
             if setting.mode == mode
             and setting.dtype in self.dtypes[mode]
-            and setting.memory_format in self.memory_formats
+            and setting.memory_format in self._formats(contender)
         ]
+
+    def _formats(self, contender: Contender) -> tuple[str, ...]:
+        """Return the wanted memory formats; a baseline that has none of them runs in its own."""
+        own = tuple(dict.fromkeys(setting.memory_format for setting in contender.settings))
+        wanted = tuple(name for name in self.memory_formats if name in own)
+        return own if contender.role == "baseline" and not wanted else wanted
 
     def absent(self, ops: Sequence[str]) -> dict[str, str]:
         """Return, for each contender that is wanted and cannot run, why not and how to get it."""
@@ -170,7 +176,7 @@ def parse_device(name: str) -> str:
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device must be the cpu or one of {count} CUDA devices, got {name}")
-    return str(device)
+    return "cpu" if device.type == "cpu" else str(device)
 
 
 def _check(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -37,11 +37,13 @@ def measure_imports() -> list[Finding]:
 def measure_first_call(case: Case) -> list[Finding]:
     """Return the seconds of the first call in a process when its kernels are on disk."""
     what, problem = "first call, warm disk cache", f"{case.op} {case.label}"
-    return [
-        Finding(what, c.name, problem, _first_call_elsewhere(case, c.name), "s")
-        for c in bench_of(case.op).present(case)
-        if c.role == "ours"
-    ]
+    found = []
+    for contender in bench_of(case.op).present(case):
+        if contender.role == "ours":
+            contender.prepare(case, Setting())()  # so that its kernels are on disk
+            seconds = _first_call_elsewhere(case, contender.name)
+            found.append(Finding(what, contender.name, problem, seconds, "s"))
+    return found
 
 
 def _first_call_elsewhere(case: Case, contender: str) -> float:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcn_tvm.bench.tables import Grid, grid_lines, times
 from dcn_tvm.results import Results, Row, read, scaling
-from dcn_tvm.results.means import speedups
+from dcn_tvm.results.means import Mean, speedups
+from dcn_tvm.results.merge import merge
 
 _BLOCK = re.compile(r"(<!-- bench: (?P<name>[a-z]+) -->\n)(?P<old>.*?)(<!-- bench: end -->)", re.S)
 _SHORT = {"torchvision": "tv", "openvino": "ov", "onnxruntime": "ort", "mmcv": "mmcv"}
@@ -32,7 +33,8 @@ class Chosen:
 
     def __init__(self, files: dict[str, Results]) -> None:
         self.files = files
-        all_rows = [row for results in files.values() for row in results.rows]
+        self.merged = merge(list(files.values()))
+        all_rows = [row for results in self.merged for row in results.rows]
         devices = [row.device for row in all_rows]
         self.device = max(dict.fromkeys(devices), key=devices.count)
         own = [row for row in all_rows if row.device == self.device and row.cache == "warm"]
@@ -100,9 +102,9 @@ def _peers(chosen: Chosen) -> list[str]:
             peers = dict.fromkeys(against for _, against in found)
             told = [
                 f"{peer} **{_times(found['dcn_tvm', peer].mean)}** "
-                f"(channels_last {_times(found['dcn_tvm cl', peer].mean)}; "
-                f"least {_times(found['dcn_tvm', peer].worst)})"
+                f"({_channels_last(found, peer)}least {_times(found['dcn_tvm', peer].worst)})"
                 for peer in peers
+                if ("dcn_tvm", peer) in found
             ]
             base = next(row.provider for row in rows if row.role == "baseline")
             lines.append(
@@ -169,7 +171,7 @@ def _ceilings(chosen: Chosen) -> list[str]:
     """Return the machine's rates on all its threads."""
     limits = next(
         results.limits
-        for results in chosen.files.values()
+        for results in chosen.merged
         if any((c.device, c.threads) == (chosen.device, chosen.threads) for c in results.ceilings)
     )
     lines = []
@@ -195,8 +197,13 @@ BLOCKS: dict[str, Render] = {
 }
 
 
+def _channels_last(found: Mapping[tuple[str, str], Mean], peer: str) -> str:
+    mean = found.get(("dcn_tvm cl", peer))
+    return "" if mean is None else f"channels_last {_times(mean.mean)}; "
+
+
 def _where(chosen: Chosen) -> str:
-    row = chosen.rows[-1]
+    row = max(chosen.rows, key=lambda row: row.date)
     versions = ", ".join(f"{name} {version}" for name, version in row.versions.items())
     threads = f"{chosen.threads} thread{'s' * (chosen.threads != 1)}"
     return f"{chosen.device}, {threads}, {row.date[:10]}; {versions}."

@@ -15,7 +15,16 @@ from torch import Tensor
 import dcn_tvm
 import dcn_tvm.reference
 from dcn_tvm import examples, ops
-from dcn_tvm.bench.contender import Call, Contender, Mode, OpBench, Setting, example_of, settings
+from dcn_tvm.bench.contender import (
+    Call,
+    Contender,
+    Mode,
+    OpBench,
+    Setting,
+    Work,
+    example_of,
+    settings,
+)
 from dcn_tvm.examples import roi
 from dcn_tvm.ops.roi import RoIProblem
 from dcn_tvm.problem import DTYPES
@@ -133,6 +142,7 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
         Contender(
             *("copy", "baseline", "torch", plainly, _copy, "pip install torch"),
             devices=_EVERYWHERE,
+            work=lambda case, setting: Work(0, _bytes_moved(case, setting)),
         ),
         Contender(
             *("dcn_tvm", "ours", "dcn_tvm", every, prepare, install),
@@ -154,7 +164,6 @@ def roi_bench(op: str, options: Options = no_options, peers: tuple[Contender, ..
         oracle=oracle,
         flops=_flops,
         shrink=_shrink,
-        output_bytes=lambda case: 4 * math.prod(_shapes(case).output),
         bytes_moved=_bytes_moved,
         judged=_judged,
     )

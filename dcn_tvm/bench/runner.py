@@ -7,9 +7,10 @@ Who is wrong, or refuses the problem, is reported and takes no turn.
 from __future__ import annotations
 
 import datetime
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -35,8 +36,7 @@ class Entry:
     contender: Contender
     setting: Setting
     call: Call
-    results: Sequence[Tensor] = ()  # of its first call, until it is judged
-    error: float | None = None  # against the oracle
+    error: float | None  # against the oracle
 
     @property
     def name(self) -> str:
@@ -52,12 +52,10 @@ class Outcome(NamedTuple):
 
 
 class _Wrong(Exception):
-    """A contender's results are not the oracle's."""
+    """A contender's results are not what they should be."""
 
-    def __init__(self, error: float, allowed: float, case: Case) -> None:
-        super().__init__(
-            f"relative error {error:.1e} on {case.label}, where {allowed:.1e} is allowed"
-        )
+    def __init__(self, reason: str, error: float | None = None) -> None:
+        super().__init__(reason)
         self.error = error
 
 
@@ -109,72 +107,61 @@ class _Round:
         self._ceilings, self._sweep, self._peaks = ceilings, sweep, peaks
         self._bench: OpBench = bench_of(case.op)
         self._rejections: list[Rejection] = []
+        self._oracles: dict[str, Sequence[Tensor]] = {}  # by dtype
+        self._firsts: dict[str, tuple[str, Sequence[Tensor]]] = {}  # name and results, by dtype
 
     def outcome(self) -> Outcome:
         """Judge, time, and return what was found."""
-        entries = self._judged(self._prepared())
+        entrants = self._plan.entrants(self._bench, self._case, self._mode)
+        prepared = [self._entry(contender, setting) for contender, setting in entrants]
+        entries = [entry for entry in prepared if entry is not None]
+        self._oracles.clear()
+        self._firsts.clear()
         if not entries:
             return Outcome([], self._rejections)
-        turns = {e.name: self._turn(e) for e in entries}
+        clocks = {e.name: clock(e.call, self._plan.device, cold=self._plan.cold) for e in entries}
         timings = measure.rotate_turns(
-            turns, seconds=self._plan.seconds, min_rounds=self._plan.min_rounds
+            {name: made.turn for name, made in clocks.items()},
+            seconds=self._plan.seconds,
+            min_rounds=self._plan.min_rounds,
         )
         found = [(e, timings[e.name]) for e in entries]
-        return Outcome([self._row(e, t, found) for e, t in found], self._rejections)
+        rows = [self._row(e, t, clocks[e.name].kind, found) for e, t in found]
+        return Outcome(rows, self._rejections)
 
-    def _turn(self, entry: Entry) -> Callable[[], float]:
-        return clock(entry.call, self._plan.device, cold=self._plan.cold).turn
+    def _entry(self, contender: Contender, setting: Setting) -> Entry | None:
+        """Return a contender that is right, or reject it."""
+        try:
+            call = contender.prepare(self._case, setting)
+            results = call()
+            error = self._error(contender, setting, results) if contender.same_function else None
+        except _Wrong as wrong:
+            self._reject(contender, setting, "wrong", wrong.error, wrong)
+        except Exception as error:  # peers raise what they like
+            self._reject(contender, setting, "failed", None, error)
+        else:
+            return Entry(contender, setting, call, error)
+        return None
 
-    def _prepared(self) -> list[Entry]:
-        entries = []
-        for contender, setting in self._plan.entrants(self._bench, self._case, self._mode):
-            try:
-                call = contender.prepare(self._case, setting)
-                results = call()
-            except Exception as error:  # peers raise what they like
-                self._reject(contender, setting, "failed", None, error)
-            else:
-                entries.append(Entry(contender, setting, call, results))
-        return entries
+    def _error(self, contender: Contender, setting: Setting, results: Sequence[Tensor]) -> float:
+        """Return a contender's error, and compare it with the others of its dtype.
 
-    def _judged(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return those that are right, with their errors.
-
-        Where the oracle is asked about another case than the one that is timed, the first right one
-        of each dtype stands in for it on all of the timed case.
-        """
-        judged = self._bench.judged(self._case)
-        wanted: dict[tuple[str, str], Sequence[Tensor]] = {}
-        right = []
-        for entry in entries:
-            if not entry.contender.same_function:
-                right.append(replace(entry, results=()))
-                continue
-            try:
-                error = self._error(entry, judged, wanted)
-            except _Wrong as wrong:
-                self._reject(entry.contender, entry.setting, "wrong", wrong.error, wrong)
-            else:
-                right.append(replace(entry, results=(), error=error))
-        return right
-
-    def _error(
-        self, entry: Entry, judged: Case, wanted: dict[tuple[str, str], Sequence[Tensor]]
-    ) -> float:
-        """Return an entry's error; `wanted` keeps what was computed to compare others with.
+        Where the oracle is asked about another case than the one that is timed, as it would take
+        too long, on all of the timed case the contenders are compared among themselves.
 
         Raises:
             _Wrong: it is too large.
         """
-        setting, dtype = entry.setting, entry.setting.dtype
-        if ("judged", dtype) not in wanted:
-            wanted["judged", dtype] = self._bench.oracle(judged, setting)()
+        dtype, judged = setting.dtype, self._bench.judged(self._case)
+        if dtype not in self._oracles:
+            self._oracles[dtype] = self._bench.oracle(judged, setting)()
         if judged == self._case:
-            return _compared(entry.results, wanted["judged", dtype], dtype, judged)
-        small = entry.contender.prepare(judged, setting)()
-        error = _compared(small, wanted["judged", dtype], dtype, judged)
-        first = wanted.setdefault(("whole", dtype), entry.results)
-        return max(error, _compared(entry.results, first, dtype, self._case))
+            return _compared(results, self._oracles[dtype], dtype, f"on {judged.label}")
+        small = contender.prepare(judged, setting)()
+        error = _compared(small, self._oracles[dtype], dtype, f"on {judged.label}")
+        first, whole = self._firsts.setdefault(dtype, (contender.name, results))
+        where = f"from {first} on {self._case.label}, both right on {judged.label}"
+        return max(error, _compared(results, whole, dtype, where))
 
     def _reject(
         self,
@@ -201,11 +188,12 @@ class _Round:
             )
         )
 
-    def _row(self, entry: Entry, timing: Timing, all: Sequence[tuple[Entry, Timing]]) -> Row:
+    def _row(
+        self, entry: Entry, timing: Timing, clock: str, all: Sequence[tuple[Entry, Timing]]
+    ) -> Row:
         contender, setting, case = entry.contender, entry.setting, self._case
         machine = Machine.here(self._plan.device)
-        flops = self._bench.flops(case, self._mode)
-        moved = self._bench.bytes_moved(case, setting)
+        flops, moved = self._bench.work(contender, case, setting)
         floor = self._ceilings.floor(
             flops, moved, setting.dtype, machine.threads, cold=self._plan.cold
         )
@@ -221,6 +209,7 @@ class _Round:
             memory_format=setting.memory_format,
             cache="cold" if self._plan.cold else "warm",
             sweep=self._sweep,
+            clock=clock,
             median_us=timing.median_us,
             p20_us=timing.p20_us,
             p80_us=timing.p80_us,
@@ -244,10 +233,20 @@ class _Round:
         )
 
 
-def _compared(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str, case: Case) -> float:
-    error = relative_error(found, wanted)
+def _compared(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str, where: str) -> float:
+    """Return the relative error.
+
+    Raises:
+        _Wrong: it is too large, or there are other results than wanted.
+    """
+    try:
+        error = relative_error(found, wanted)
+    except ValueError as other:  # another number of them, or other shapes
+        raise _Wrong(f"{other}, {where}") from other
     if not error <= TOLERANCES[dtype]:
-        raise _Wrong(error, TOLERANCES[dtype], case)
+        finite = error if math.isfinite(error) else None
+        allowed = f"where {TOLERANCES[dtype]:.1e} is allowed"
+        raise _Wrong(f"relative error {error:.1e} {where}, {allowed}", finite)
     return error
 
 
@@ -269,7 +268,10 @@ def _ratio(entry: Entry, timing: Timing, all: Sequence[tuple[Entry, Timing]]) ->
     if setting.mode == "network":
         own = _without_rest(own, setting, all)
         other = _without_rest(other, baseline[0].setting, all)
-    return measure.ratio(own, other)
+        if min(own.median_us, other.median_us) <= 0:  # lost in what is subtracted
+            return None
+    ratio = measure.ratio(own, other)
+    return ratio if ratio > 0 else None
 
 
 def _without_rest(timing: Timing, setting: Setting, all: Sequence[tuple[Entry, Timing]]) -> Timing:

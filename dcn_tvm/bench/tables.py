@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from dcn_tvm.results import Results, Row, scaling
@@ -132,9 +133,10 @@ def show(results: Results, console: Console) -> None:
             number = index > 0 and grid.title in _titles_of_times(results)
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for line in grid.lines:
-            table.add_row(*line, style="bold" if line[0] == "mean ratio" else None)
+            # Peers' words, such as "[ONNXRuntimeError]", are no markup.
+            table.add_row(*map(escape, line), style="bold" if line[0] == "mean ratio" else None)
         tables.append(table)
-    console.print(Group(*tables, results.machine.line))
+    console.print(Group(*tables, escape(results.machine.line)))
 
 
 def _titles_of_times(results: Results) -> set[str]:
@@ -154,4 +156,4 @@ def grid_markdown(grid: Grid) -> str:
 def grid_lines(grid: Grid) -> list[str]:
     """Return the lines of a table in Markdown, without its title."""
     lines = [grid.header, ["---"] * len(grid.header), *grid.lines]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

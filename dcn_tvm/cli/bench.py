@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.status import Status
 
 from dcn_tvm import suites
 from dcn_tvm.cli.console import Threads, needs_extra, set_threads, user_input, wide
@@ -69,8 +70,11 @@ def bench(
     set_threads(threads)
     if networks:
         with user_input():
-            if what or suite or op or mode or dtype or against:
+            if what or suite or op or mode or dtype or memory_format or against:
                 raise ValueError("networks have no suites, ops, modes, dtypes and contenders")
+            if scaling or ceilings or device != "cpu" or cache != "warm":
+                raise ValueError("networks are timed alone, on the CPU, with warm caches")
+            _check_outputs(json, markdown)
         _bench_networks(seconds, quick, json, markdown)
         return
     with user_input():
@@ -90,9 +94,12 @@ def bench(
         )
         if ceilings and (what or suite or op or mode or against or scaling or quick):
             raise ValueError("ceilings have no suites, ops, modes, contenders and curves")
+        if ceilings and (memory_format or cache != "warm"):
+            raise ValueError("ceilings have no memory formats, and copies that no cache holds")
         if quick and scaling:
             raise ValueError("--quick and --scaling exclude each other")
-    with Console(stderr=True).status("starting") as status:
+        _check_outputs(json, markdown)
+    with _status() as status:
         report = status.update
         if ceilings:
             results = command.measure_ceilings(_split(dtype), chosen.device, report=report)
@@ -108,9 +115,9 @@ def _show(results: Results, json: Path | None, markdown: Path | None) -> None:
     from dcn_tvm.bench import tables
     from dcn_tvm.results import to_json
 
-    tables.show(results, wide())
-    _write(json, to_json(results))
+    _write(json, to_json(results))  # first: to measure it took long
     _write(markdown, tables.markdown(results))
+    tables.show(results, wide())
     if any(rejection.role == "ours" for rejection in results.rejections):
         typer.echo("error: our own results are among those that are not ranked", err=True)
         raise typer.Exit(1)
@@ -133,16 +140,35 @@ def _split(texts: Sequence[str] | None) -> list[str] | None:
     return [name.strip() for text in texts for name in text.split(",")]
 
 
+def _status() -> Status:
+    """Return what shows the progress, seldom: to draw takes time from what is measured."""
+    return Console(stderr=True).status("starting", refresh_per_second=1)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Find out before all is measured whether it can be kept.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    for path in paths:
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("a").close()
+            except OSError as error:
+                raise ValueError(f"a file must be one that can be written: {error}") from error
+
+
 def _write(path: Path | None, text: str) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
 def _bench_networks(seconds: float, quick: bool, json: Path | None, markdown: Path | None) -> None:
     with needs_extra():
         from dcn_tvm.bench import network_tables, networks
-    with Console(stderr=True).status("starting") as status:
+    with _status() as status:
         # A forward pass takes seconds: a network gets more time than a problem of one op.
         rows = networks.run(
             seconds=0.0 if quick else 20 * seconds,

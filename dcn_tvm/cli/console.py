@@ -26,13 +26,13 @@ def user_input() -> Iterator[None]:
 
 
 @contextmanager
-def needs_extra() -> Iterator[None]:
-    """Answer an import that fails for want of a package with one line and exit code 1."""
+def needs_extra(code: int = 1) -> Iterator[None]:
+    """Answer an import that fails for want of a package with one line and an exit code."""
     try:
         yield
     except ImportError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
 def wide() -> Console:

@@ -39,14 +39,16 @@ def guard(
 ) -> None:
     """Count the instructions of kernels under valgrind and compare them with their budget.
 
-    Exit code 0: all are within 2 % of it; 1: some are not, be it for the better, or have none;
-    2: there is no count or no budget to compare with.
+    Exit code 0: all are within 2 % of it; 1: some are not, be it for the better, have none, or
+    cannot be compiled; 2: nothing can be counted here, or there is no budget to compare with.
     """
     from dcn_tvm import guard as guards
     from dcn_tvm.guard.budget import PATH
 
     path, ops = budget or PATH, op or []
     with user_input():
+        if update and not path.parent.is_dir():
+            raise ValueError(f"budget must be a file in a folder that is there, got {path}")
         kernels = guards.guarded(ops)
         if reason := guards.absent_because():
             _skip(reason, if_possible=if_possible)

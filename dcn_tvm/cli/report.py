@@ -32,11 +32,14 @@ def report(
     browse: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
     """Make a page of tables and charts that needs no network; compare with older results."""
-    with needs_extra():
+    with needs_extra(code=2):
         from dcn_tvm.results import page
     from dcn_tvm.results.compare import changes
 
     with user_input():
+        inputs = {path.resolve() for path in (*files, *(baseline or []))}
+        if output.resolve() in inputs:
+            raise ValueError(f"output must be another file than the results, got {output}")
         machines, older = _read(files), _read(baseline or [])
         found = changes(machines, older, tolerance / 100) if baseline else None
         try:
@@ -54,6 +57,9 @@ def report(
         webbrowser.open(path.resolve().as_uri())
     if any(change.regression for change in found or ()):
         raise typer.Exit(1)
+    if found is not None and not any(change.judged for change in found):
+        typer.echo("error: no row of ours is in both, so nothing was compared", err=True)
+        raise typer.Exit(2)
 
 
 def _read(files: Sequence[Path]) -> list[Results]:

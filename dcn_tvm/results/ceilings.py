@@ -1,4 +1,4 @@
-"""Ceilings: the two measured rates that no kernel of a machine exceeds, and the floor they give.
+"""Ceilings: two measured rates that kernels of a machine hardly exceed, and the floor they give.
 
 The roofline model (Williams, Waterman, Patterson 2009): an op that does `flops` operations and must
 move `bytes` takes at least the longer of `flops / rate of matrix products` and `bytes / bandwidth`.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 GEMM, COPY = "gemm", "copy"
+_HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Ceiling:
         dtype: of the elements.
         threads: of the CPU.
         size: the matrices' side, or the bytes that a copy reads and writes together.
-        rate: GFLOP/s, or GB/s, the median of some turns.
+        rate: GFLOP/s, or GB/s, of the best of some turns.
         device: the processor.
         date: UTC, ISO 8601.
     """
@@ -58,23 +59,30 @@ class Ceilings:
         self.measured = tuple(measured)
 
     def gemm(self, dtype: str, threads: int) -> float | None:
-        """Return the highest rate of matrix products in GFLOP/s, None if none was measured."""
-        return max((c.rate for c in self._of(GEMM, dtype, threads)), default=None)
+        """Return the highest rate of matrix products in GFLOP/s, None if none was measured.
+
+        A half type's is at least that of float32, in which it can be computed.
+        """
+        if not self._of(GEMM, dtype, threads):
+            return None
+        dtypes = {dtype, "float32"} if dtype in _HALF else {dtype}
+        return max(c.rate for d in dtypes for c in self._of(GEMM, d, threads))
 
     def bandwidth(
         self, bytes_moved: int, dtype: str, threads: int, *, cold: bool = False
     ) -> float | None:
         """Return the bandwidth in GB/s for so many bytes, None if none was measured.
 
-        It is that of the largest measured copy that moves no more, so never too low a ceiling. If
-        cold, it is that of the largest of all, which comes from memory.
+        It is the best one of the largest measured copy that moves no more and of all larger ones.
+        If cold, it is that of the largest of all, which comes from memory.
         """
         copies = sorted(self._of(COPY, dtype, threads), key=lambda c: c.size)
         if not copies:
             return None
         if cold:
             return copies[-1].rate
-        return next((c for c in reversed(copies) if c.size <= bytes_moved), copies[0]).rate
+        start = max((c.size for c in copies if c.size <= bytes_moved), default=0)
+        return max(c.rate for c in copies if c.size >= start)
 
     def floor(
         self, flops: int, bytes_moved: int, dtype: str, threads: int, *, cold: bool = False

@@ -7,6 +7,7 @@ took its turns in the same run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -40,8 +41,14 @@ class Change(NamedTuple):
 
     @property
     def regression(self) -> bool:
-        """Whether it is ours, and worse than it was."""
-        return self.old.role == "ours" and self.verdict in {SLOWER, "wrong", "failed"}
+        """Whether it is ours, and worse than it was, or has lost the ratio that would tell."""
+        lost = self.verdict == UNRELATED and self.old.ratio is not None
+        return self.old.role == "ours" and (lost or self.verdict in {SLOWER, "wrong", "failed"})
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is ours, and something can be said of it."""
+        return self.old.role == "ours" and self.verdict not in {GONE, UNRELATED}
 
 
 def changes(
@@ -59,25 +66,34 @@ def changes(
         tolerance: of a ratio, 0.1 for 10 %.
 
     Raises:
-        ValueError: the tolerance is negative.
+        ValueError: the tolerance is negative or not finite.
     """
-    if tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
     rows: dict[Key, list[Row]] = {}
     for row in (row for results in new for row in results.rows):
         rows.setdefault(key(row), []).append(row)
-    rejections = {asked(r): r for results in new for r in results.rejections}
+    rejections: dict[Asked, dict[Place, Rejection]] = {}
+    for results in new:
+        here = Place(results.machine.device, results.machine.threads)
+        for rejection in results.rejections:
+            rejections.setdefault(asked(rejection), {})[here] = rejection
     before = [row for results in old for row in results.rows]
-    found = [_change(row, rows.get(key(row), []), rejections, tolerance) for row in before]
+    found = [
+        _change(row, rows.get(key(row), []), rejections.get(asked(row), {}), tolerance)
+        for row in before
+    ]
     return sorted(found, key=lambda change: (not change.regression, -(change.ratio or 0.0)))
 
 
 def _change(
-    old: Row, candidates: Sequence[Row], rejections: dict[Asked, Rejection], tolerance: float
+    old: Row, candidates: Sequence[Row], rejections: dict[Place, Rejection], tolerance: float
 ) -> Change:
-    """Return what became of one row."""
-    rejection = rejections.get(asked(old))
-    if rejection is not None and not candidates:
+    """Return what became of one row: on its own machine, else on any other."""
+    here = place(old)
+    rejection = rejections.get(here) or next(iter(rejections.values()), None)
+    timed = any(place(row) == here for row in candidates) if here in rejections else candidates
+    if rejection is not None and not timed:
         return Change(old, rejection.kind, reason=rejection.reason)
     # Curves over threads differ in nothing else, so another number of threads is another row.
     alike = [row for row in candidates if not old.sweep or row.threads == old.threads]

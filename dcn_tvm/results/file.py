@@ -1,26 +1,34 @@
-"""Files of results: JSON, a row per line, with what all rows share written once.
+"""Files of results: JSON, a row per line, with what rows share written once.
 
-`{"schema": 1, "machine": {...}, "common": {...}, "rows": [...], "ceilings": [...], ...}`; a row is
-its own fields and those of `common`. Versions and dates are most of a row, so files stay small
-enough to be kept under version control, and a changed row is a changed line.
+A row is the values of "common", those of its list in "rows" by the names in "columns", and, where
+such a value is a number in a column that "tables" names, what stands in that table at that place.
+So files stay small enough for version control, and a changed row is a changed line:
+
+    {"schema": 1, "machine": {...}, "common": {"device": "CPU", ...},
+     "columns": ["op", "sizes", ...], "tables": {"sizes": [{...}, ...], ...},
+     "rows": [["roi_pool", 0, ...], ...], "ceilings": [...], ...}
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dcn_tvm.report import Machine
 from dcn_tvm.results.ceilings import Ceiling, Ceilings
+from dcn_tvm.results.checks import checked
 from dcn_tvm.results.row import Finding, Rejection, Row
 
 SCHEMA = 1
 DIGITS = 5  # of what was measured; the last of them is noise on any machine
 
+_TABLES = ("sizes", "records", "versions")  # columns of long values, which many rows share
+
 _Part = TypeVar("_Part")
+_Value = TypeVar("_Value")
 
 
 class Results(NamedTuple):
@@ -66,11 +74,18 @@ def to_json(results: Results) -> str:
     """Return results as JSON."""
     rows = [_plain(row) for row in results.rows]
     common = _common(rows)
-    own = [{k: v for k, v in row.items() if k not in common} for row in rows]
+    columns = [name for name in (rows or [{}])[0] if name not in common]
+    tables = {name: _distinct(row[name] for row in rows) for name in columns if name in _TABLES}
+    own = [
+        [tables[name].index(row[name]) if name in tables else row[name] for name in columns]
+        for row in rows
+    ]
     parts = {
         "schema": SCHEMA,
         "machine": dataclasses.asdict(results.machine),
         "common": common,
+        "columns": columns,
+        "tables": tables,
         "rows": own,
         "rejections": [_plain(x) for x in results.rejections],
         "ceilings": [_plain(x) for x in results.ceilings],
@@ -96,17 +111,39 @@ def read(path: Path) -> Results:
     if parts.get("schema") != SCHEMA:
         raise ValueError(f"{path} must have schema {SCHEMA}, got {parts.get('schema')}")
     try:
-        common = parts["common"]
         return Results(
-            Machine(**parts["machine"]),
-            tuple(_made(Row, {**common, **row}) for row in parts["rows"]),
+            Machine(**checked(Machine, parts["machine"])),
+            tuple(_made(Row, row) for row in _rows(parts)),
             tuple(_made(Rejection, x) for x in parts["rejections"]),
             tuple(_made(Ceiling, x) for x in parts["ceilings"]),
             tuple(_made(Finding, x) for x in parts["findings"]),
-            parts["absent"],
+            {str(name): str(why) for name, why in parts["absent"].items()},
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no file of results: {error}") from error
+
+
+def _rows(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the fields of every row.
+
+    Raises:
+        ValueError: a row has more or fewer values than there are columns, or names no place.
+    """
+    for values in parts["rows"]:
+        row = dict(zip(parts["columns"], values, strict=True))
+        for name, table in parts["tables"].items():
+            if row[name] not in range(len(table)):
+                raise ValueError(f"{name} must be a place in a table of {len(table)}")
+            row[name] = table[row[name]]
+        yield {**parts["common"], **row}
+
+
+def _distinct(values: Iterable[_Value]) -> list[_Value]:
+    found: list[_Value] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def _common(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,7 +161,7 @@ def _rounded(value: object) -> object:
 
 
 def _made(kind: type[_Part], plain: Mapping[str, Any]) -> _Part:
-    return kind(**{name: _from_json(value) for name, value in plain.items()})
+    return kind(**checked(kind, {name: _from_json(value) for name, value in plain.items()}))
 
 
 def _from_json(value: Any) -> Any:
@@ -139,9 +176,9 @@ def _from_json(value: Any) -> Any:
 def _dump(part: object) -> str:
     """Return JSON, a list's items on lines of their own."""
     if not isinstance(part, list) or not part:
-        return json.dumps(part, ensure_ascii=False)
+        return json.dumps(part, ensure_ascii=False, allow_nan=False)
     return "[\n" + ",\n".join(_lines(part)) + "\n]"
 
 
 def _lines(items: Iterable[object]) -> Iterable[str]:
-    return (json.dumps(item, ensure_ascii=False) for item in items)
+    return (json.dumps(item, ensure_ascii=False, allow_nan=False) for item in items)

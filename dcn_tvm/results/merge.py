@@ -55,8 +55,8 @@ def place(row: Row) -> Place:
 
 
 def latest(results: Results) -> str:
-    """Return the date of the last row, "" if there is none."""
-    return max((row.date for row in results.rows), default="")
+    """Return the date of the last row or ceiling, "" if there is none."""
+    return max((part.date for part in (*results.rows, *results.ceilings)), default="")
 
 
 def merge(files: Sequence[Results]) -> list[Results]:

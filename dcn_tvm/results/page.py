@@ -82,7 +82,8 @@ def make(
         path,
         machines=[_described(results) for results in machines],
         rejections=[(results.machine, r) for results in machines for r in results.rejections],
-        absent={name: why for results in machines for name, why in results.absent.items()},
+        absent=_absent(machines),
+        findings=[(results.machine, f) for results in machines for f in results.findings],
         rows=len(ranked),
         remarks=_remarks(found),
         changes=changes,
@@ -94,6 +95,15 @@ def make(
         datatables=_itables("dt_bundle.js"),
         datatables_style=_itables("dt_bundle.css"),
     )
+
+
+def _absent(machines: Sequence[Results]) -> dict[tuple[str, str], list[str]]:
+    """Return who is not installed and why, and on which machines."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for results in machines:
+        for item in results.absent.items():
+            found.setdefault(item, []).append(results.machine.device)
+    return found
 
 
 def _described(results: Results) -> dict[str, Any]:

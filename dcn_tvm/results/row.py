@@ -28,17 +28,19 @@ class Row:
         dtype: of the tensors.
         memory_format: "contiguous" or "channels_last".
         cache: "warm", if the data may lie in a cache since the call before, or "cold".
+        clock: the CPU's "clock", a CUDA "graph", or "events", which count launching, too.
         sweep: the size that a scaling curve changes, of which this row is a point; else "".
         median_us: microseconds of a call, as are the quintiles `p20_us` and `p80_us`.
         p20_us: see there.
         p80_us: see there.
         rounds: turns of the provider, each a mean of some calls.
-        flops: operations of a call.
+        flops: operations of a call; 0 for a copy.
         bytes_moved: what a call must read and write at least, each tensor once.
         gflop_per_s: `flops` over the median.
         gbyte_per_s: `bytes_moved` over the median.
-        floor_us: the least time that the measured ceilings of the machine allow: operations at the
-            rate of matrix products or bytes at that of a copy, whichever takes longer.
+        floor_us: an estimate of the least time on the machine: operations at the measured rate of
+            matrix products or bytes at that of a copy, whichever takes longer. Reading alone can
+            be faster than a copy, and pixels in no box need not be read.
         bound: which it is: "arithmetic" or "memory".
         roofline: `floor_us` over the median, 1 on the roofline.
         peak_mib: memory during a call beyond inputs and output.
@@ -65,6 +67,7 @@ class Row:
     memory_format: str
     cache: str
     sweep: str
+    clock: str
     median_us: float
     p20_us: float
     p80_us: float

@@ -5,6 +5,7 @@ Numbers stay numbers, so that they are sorted and filtered as such.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from dcn_tvm.results.scaling import THREADS, Curve, position, whole
 
 Cell = str | float | None
 LIST, TEXT, NUMBER = "searchList", "search", "number"
+# DataTables reads titles as markup, and a file of results may come from anywhere.
+_NO_MARKUP = str.maketrans("<>&", "()+")
 
 
 class Column(NamedTuple):
@@ -147,12 +150,13 @@ def growths(curves: Iterable[Curve]) -> Table:
 def across_machines(pairs: Mapping[Key, Mapping[Place, Row]]) -> Table:
     """Return the times of each row on each machine, and over the first machine's."""
     places = list(dict.fromkeys(where for found in pairs.values() for where in found))
+    names = [str(where).translate(_NO_MARKUP) for where in places]
     columns = [
         *(Column(title) for title in ("op", "mode")),
         Column("problem", TEXT),
         Column("provider"),
-        *(Column(f"{where}, ms", NUMBER) for where in places),
-        *(Column(f"{where}, times the first", NUMBER) for where in places[1:]),
+        *(Column(f"{name}, ms", NUMBER) for name in names),
+        *(Column(f"{name}, times the first", NUMBER) for name in names[1:]),
     ]
     data = []
     for found in pairs.values():
@@ -160,8 +164,8 @@ def across_machines(pairs: Mapping[Key, Mapping[Place, Row]]) -> Table:
         times = [found[where].median_us / 1e3 if where in found else None for where in places]
         base = times[0]
         ratios = [t / base if t is not None and base is not None else None for t in times[1:]]
-        names = (row.op, row.mode, row.problem, row.variant)
-        data.append([*names, *(short(number) for number in (*times, *ratios))])
+        what = (row.op, row.mode, row.problem, row.variant)
+        data.append([*what, *(short(number) for number in (*times, *ratios))])
     return Table("machines", columns, data)
 
 
@@ -188,7 +192,7 @@ def _standings(results: Results) -> Iterable[list[Cell]]:
         for variant in variants(row for row in rows if row.role == "ours"):
             own = [row for row in rows if row.variant == variant]
             shares = [100 * row.roofline for row in own if row.roofline]
-            share = short(sum(shares) / len(shares)) if shares else None
+            share = short(statistics.geometric_mean(shares)) if shares else None
             last = [short(mean_ratio(rows, variant)), share, cache, str(where)]
             means = [mean for mean in speedups(rows) if mean.variant == variant]
             for m in means:
