@@ -30,7 +30,8 @@ def test_kept_results_are_whole(path: Path) -> None:
     for row in found.rows:
         assert row.p20_us <= row.median_us <= row.p80_us
         assert row.role == "rest" or row.ratio is not None
-        assert row.roofline is not None
+        # A copy in a cache that is just too small for it is as noisy as that.
+        assert 0 < (row.roofline or 0) < (1.1 if row.role == "ours" else 1.6)
         assert row.date >= "2026-11"
         assert (row.role == "ours") == bool(row.records)
         assert (row.error is not None) == (row.role in ("ours", "peer"))

@@ -1,6 +1,7 @@
 """Measure the ceilings of a machine: products of matrices, and copies of several sizes.
 
-The products are torch's own, of square matrices; copies fill memory that they have touched before.
+The products are torch's own, of square matrices, by `@` and by a 1×1 convolution, which another
+library may do better; copies fill memory that they have touched before.
 Each rate is that of the best turn of the clock that times the contenders: a ceiling is what can be
 reached, not what usually is.
 """
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch.nn import functional
 
 from dcn_tvm.bench.clock import clock, last_cache_bytes
 from dcn_tvm.report import Machine
@@ -27,6 +29,7 @@ _LEAST_LARGEST = 128 << 20  # bytes
 _GPU_BYTES = 2 << 30
 _SLOWEST = 5.0  # seconds for a product: float16 has no kernel worth the name on some CPUs
 _TURNS = 5
+_MAP_WIDTH = 32  # pixels, of a product as a convolution
 
 Report = Callable[[str], None]
 
@@ -86,12 +89,11 @@ def _of_dtype(dtype: str, device: str, seconds: float) -> Iterator[Ceiling]:
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         return Ceiling(what, dtype, machine.threads, size, rate, machine.device, date)
 
-    sides = SIDES[device.partition(":")[0]]
+    sides: Sequence[int] = SIDES[device.partition(":")[0]]
     if device == "cpu" and machine.threads > _MANY_THREADS:
         sides = (*sides, _LARGE_SIDE)
     for side in sides:
-        one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-        us = _best_us(lambda a=one, b=other: a @ b, device, seconds)  # type: ignore[misc]
+        us = min(_best_us(call, device, seconds) for call in _products(side, kind, device))
         yield ceiling(GEMM, side, 2 * side**3 / us / 1e3)
         if us > _SLOWEST * 1e6 / 8:  # twice the side takes eight times as long
             break
@@ -100,6 +102,13 @@ def _of_dtype(dtype: str, device: str, seconds: float) -> Iterator[Ceiling]:
         into = torch.ones_like(source)
         us = _best_us(lambda a=into, b=source: a.copy_(b), device, seconds)  # type: ignore[misc]
         yield ceiling(COPY, size, 2 * source.numel() * kind.itemsize / us / 1e3)
+
+
+def _products(side: int, kind: torch.dtype, device: str) -> list[Callable[[], object]]:
+    """Return the ways to multiply two square matrices; the pixels of the map are one's columns."""
+    one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    columns = other.view(1, side // _MAP_WIDTH, _MAP_WIDTH, side).permute(0, 3, 1, 2)
+    return [lambda: one @ other, lambda: functional.conv2d(columns, one[..., None, None])]
 
 
 def _best_us(call: Callable[[], object], device: str, seconds: float) -> float:

@@ -137,8 +137,8 @@ class _Round:
             error = self._error(contender, setting, results) if contender.same_function else None
         except _Wrong as wrong:
             self._reject(contender, setting, "wrong", wrong.error, wrong)
-        except Exception as error:  # peers raise what they like
-            self._reject(contender, setting, "failed", None, error)
+        except Exception as refusal:  # peers raise what they like
+            self._reject(contender, setting, "failed", None, refusal)
         else:
             return Entry(contender, setting, call, error)
         return None

@@ -34,7 +34,8 @@ _SOURCE = Path(__file__).with_name("call.c")
 _ENTRY = "__tvm_ffi_dcn_tvm_kernel"
 _TIMEOUT_S = 600.0
 _VALGRIND = (
-    *("valgrind", "--command-line-only=yes", "-q", "--tool=callgrind", "--callgrind-out-file=counts"),
+    *("valgrind", "--command-line-only=yes", "-q"),
+    *("--tool=callgrind", "--callgrind-out-file=counts"),
     *(f"--toggle-collect={_ENTRY}", "--compress-strings=no", "--compress-pos=no"),
 )
 

@@ -25,7 +25,7 @@ def checked(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a word is none of those known, or a number cannot be.
     """
     for field in dataclasses.fields(kind):
-        value = plain.get(field.name)
+        value: Any = plain.get(field.name)
         required = str(field.type)
         if field.name in plain and not any(_FITS[t](value) for t in required.split(" | ")):
             raise TypeError(f"{field.name} must be {required}, got {value!r}")

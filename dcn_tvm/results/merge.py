@@ -56,7 +56,8 @@ def place(row: Row) -> Place:
 
 def latest(results: Results) -> str:
     """Return the date of the last row or ceiling, "" if there is none."""
-    return max((part.date for part in (*results.rows, *results.ceilings)), default="")
+    dates = [row.date for row in results.rows] + [c.date for c in results.ceilings]
+    return max(dates, default="")
 
 
 def merge(files: Sequence[Results]) -> list[Results]:
