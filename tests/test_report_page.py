@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import typer
-from results_cases import DEVICE, VERSIONS, linear, results, row, sweep
+from results_cases import DEVICE, VERSIONS, ceilings, linear, results, row, sweep
 from typer.testing import CliRunner, Result
 
 from dcn_tvm.cli import report
 from dcn_tvm.report import Machine
 from dcn_tvm.results import Results, write
 from dcn_tvm.results.compare import across, changes
-from dcn_tvm.results.merge import merge
+from dcn_tvm.results.merge import merge, place
 from dcn_tvm.results.scaling import curves
 
 pytest.importorskip("altair", reason="the extra report is not installed")
@@ -120,6 +120,13 @@ def test_the_roofline_has_both_roofs_of_each_type() -> None:
         (2.5, "roi_align"),
         (75.0, "deform_conv2d"),
     }
+
+
+def test_roofs_are_those_of_the_rows() -> None:
+    found = results()
+    both = found._replace(ceilings=(*found.ceilings, *ceilings(threads=1)))
+    roofs = {value["machine"] for value in values(charts.roofline([both])) if "roof" in value}
+    assert roofs == {str(place(found.rows[0]))}
 
 
 def test_rows_without_operations_are_on_no_roofline() -> None:

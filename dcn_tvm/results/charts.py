@@ -5,7 +5,7 @@ Every chart has selectors, so that one of each kind shows every op. Widths follo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ def roofline(machines: Sequence[Results]) -> Spec:
     """Return what was reached, and what the machine allows, by operational intensity."""
     rows = [row for results in machines for row in results.rows if on_roofline(row)]
     points = [_point(row) for row in rows]
-    roofs = [roof for results in machines for roof in _roofs(results)]
+    places = {place(row) for row in rows}
+    roofs = [roof for results in machines for roof in _roofs(results, places)]
     span = drawing.widened([*(point["x"] for point in points), *(roof.knee for roof in roofs)])
     threads = next((str(place(r)) for r in rows), None)
     choices = [
@@ -219,8 +220,8 @@ class _Roof(NamedTuple):
         ]
 
 
-def _roofs(results: Results) -> list[_Roof]:
-    """Return two roofs for each type and number of threads: out of memory and of a cache."""
+def _roofs(results: Results, places: Container[Place]) -> list[_Roof]:
+    """Return two roofs for each type and place of a row: out of memory and of a cache."""
     roofs = []
     kinds = dict.fromkeys((c.dtype, c.threads, c.device) for c in results.ceilings)
     for dtype, threads, device in kinds:
@@ -231,7 +232,7 @@ def _roofs(results: Results) -> list[_Roof]:
         ]
         copies = [c for c in measured if c.kind == COPY]
         peak = results.limits.gemm(dtype, threads)
-        if peak is None or not copies:
+        if peak is None or not copies or Place(device, threads) not in places:
             continue
         fields = {"dtype": dtype, "machine": str(Place(device, threads))}
         ways = {
