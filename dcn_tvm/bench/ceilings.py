@@ -9,6 +9,7 @@ reached, not what usually is.
 from __future__ import annotations
 
 import datetime
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -100,7 +101,7 @@ def _of_dtype(dtype: str, device: str, seconds: float) -> Iterator[Ceiling]:
     for size in copy_sizes(device):
         source = torch.ones(size // 2 // kind.itemsize, dtype=kind, device=device)
         into = torch.ones_like(source)
-        us = _best_us(lambda a=into, b=source: a.copy_(b), device, seconds)  # type: ignore[misc]
+        us = _best_us(functools.partial(into.copy_, source), device, seconds)
         yield ceiling(COPY, size, 2 * source.numel() * kind.itemsize / us / 1e3)
 
 
