@@ -183,7 +183,7 @@ def _ceilings(chosen: Chosen) -> list[str]:
                 for cold in (False, True)
             )
             lines.append([dtype, f"{gemm:.0f}", f"{near:.0f}", f"{far:.0f}"])
-    header = ["dtype", "products, GFLOP/s", "copy of 512 KiB, GB/s", "copy beyond all caches, GB/s"]
+    header = ["dtype", "products, GFLOP/s", "copy in a cache, GB/s", "copy beyond all caches, GB/s"]
     return grid_lines(Grid("", header, lines))
 
 

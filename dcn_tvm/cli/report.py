@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dcn_tvm.cli.console import needs_extra, user_input, wide
@@ -89,7 +90,8 @@ def _show(found: Sequence[Change]) -> None:
         ratio = f"{old.ratio:.3g} → {new.ratio:.3g}" if new and new.ratio else change.reason
         time = f"{change.time:.2f}" if change.time else ""
         what = f"{old.op}, {old.mode}"
-        table.add_row(what, old.problem, old.variant, change.verdict, ratio, time)
+        cells = (what, old.problem, old.variant, change.verdict, ratio, time)
+        table.add_row(*map(escape, cells))  # a peer's reason is no markup
     wide().print(table)
 
 
