@@ -60,7 +60,8 @@ def files() -> dict[str, Results]:
         dataclasses.replace(r, memory_format="channels_last") for r in rows if r.role == "ours"
     ]
     for boxes, us in ((10, 1000.0), (40, 2000.0)):
-        rows.append(row("dcn_tvm", "ours", us, sweep="boxes", sizes={"boxes": boxes}))
+        point = {"sweep": "boxes", "sizes": {"boxes": boxes}, "problem": f"{boxes} boxes"}
+        rows.append(row("dcn_tvm", "ours", us, **point))
     rows.append(row("dcn_tvm", "ours", 9e9, op="roi_align", cache="cold"))
     one = Ceiling("gemm", "float32", 2, 64, 123.0, ROW.device, "2026")
     limits = [one, dataclasses.replace(one, kind="copy", rate=45.0)]

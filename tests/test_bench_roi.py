@@ -89,7 +89,8 @@ def test_every_dtype_and_format_gets_the_same_numbers() -> None:
 def test_contenders_agree_and_their_rows_are_complete(op: str) -> None:
     case = tiny(SUITES[op][0])
     modes = ("forward", "forward+backward")
-    rows, rejections = run([case], dataclasses.replace(QUICK, modes=modes))
+    plan = dataclasses.replace(QUICK, modes=modes, dtypes=dict.fromkeys(modes, ("float32",)))
+    rows, rejections = run([case], plan)
     assert rejections == []
     assert {row.mode for row in rows} == set(modes)
     for row in rows:
@@ -103,7 +104,6 @@ def test_contenders_agree_and_their_rows_are_complete(op: str) -> None:
     bench, found = bench_of(op), {(row.provider, row.mode, row.variant) for row in rows}
     wanted = {("copy", mode, "copy") for mode in modes}
     wanted |= {("dcn_tvm", mode, f"dcn_tvm{form}") for mode in modes for form in ("", " cl")}
-    wanted |= {("dcn_tvm", "forward", f"dcn_tvm bf16{form}") for form in ("", " cl")}
     assert wanted <= found
     assert {name for name, _, _ in found} == {c.name for c in bench.present(case)}
 

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -289,27 +288,6 @@ def test_cache_info_and_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert call("cache", "info").stdout == f"{tmp_path / 'builds'}: 2 kernels, 4.0 MiB\n"
     assert call("cache", "clear").stdout == "2 kernels removed\n"
     assert "0 kernels" in call("cache", "info").stdout
-
-
-def test_bench_writes_rows_and_tables(tmp_path: Path) -> None:
-    rows, tables = tmp_path / "rows.json", tmp_path / "tables.md"
-    mode = ["--mode", "forward", "--mode", "network"]
-    files = ["--json", str(rows), "--markdown", str(tables)]
-    result = call("bench", "deform_conv2d", "ps_roi_align", "--quick", *mode, *files)
-    assert result.exit_code == 0, result.output
-    found = json.loads(rows.read_text())["rows"]
-    assert {row["mode"] for row in found} == {"forward", "network"}
-    assert {"conv2d", "dcn_tvm", "gemm"} <= {row["provider"] for row in found}
-    assert all(row["median_us"] > 0 and row["gflop_per_s"] > 0 for row in found)
-    assert all(row["gbyte_per_s"] > 0 for row in found)
-    assert {row["op"] for row in found if row["provider"] == "copy"} == {"ps_roi_align"}
-    ours = {(r["dtype"], r["memory_format"]) for r in found if r["provider"] == "dcn_tvm"}
-    formats = ("contiguous", "channels_last")
-    assert ours == {(dtype, f) for dtype in ("float32", "bfloat16") for f in formats}
-    for text in (tables.read_text(), result.stdout):
-        assert "deform_conv2d, forward" in text
-        assert "ps_roi_align, forward" in text
-        assert "mean ratio" in text
 
 
 def test_demo_without_torchvision_says_so_and_where_the_report_is(
