@@ -78,6 +78,7 @@ def test_rows_are_complete_in_themselves(fake: OpBench) -> None:
         assert row.faults is not None
         assert 0.5 < (row.ratio or 0) < 2
     base, mine, theirs = outcome.rows
+    assert base.ratio == 1.0
     assert (base.error, mine.error, theirs.error) == (None, 0.0, 0.0)
     assert run([TINY], FORWARD).rows[0].roofline is None, "no ceiling, no floor"
 
