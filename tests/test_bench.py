@@ -220,6 +220,12 @@ def test_results_are_no_memory_beside_them_new_ones_or_filled_again() -> None:
     assert ours is None or ours < 7
 
 
+def test_only_results_that_are_new_are_taken_off_the_peak() -> None:
+    again, first, second = torch.zeros(5), torch.zeros(3, dtype=torch.float64), torch.zeros(3)
+    assert memory.new_bytes([again, first], [again, second]) == 3 * 8
+    assert memory.new_bytes([first], []) == 3 * 8
+
+
 def test_a_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PATIENCE_S", 0.01)
     with memory.probe() as peak:

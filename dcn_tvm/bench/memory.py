@@ -78,7 +78,7 @@ def _on_cuda(case: Case, contender: Contender, setting: Setting) -> float | None
     device = setting.device
     try:
         call = contender.prepare(case, setting)
-        kept = {tensor.data_ptr() for tensor in call()}
+        kept = call()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -86,8 +86,8 @@ def _on_cuda(case: Case, contender: Contender, setting: Setting) -> float | None
         torch.cuda.synchronize(device)
     except RuntimeError:  # out of memory: the contender's timed tensors are there as well
         return None
-    own = _bytes(tensor for tensor in results if tensor.data_ptr() not in kept)
-    return max(0, torch.cuda.max_memory_allocated(device) - before - own) / 2**20
+    peak = torch.cuda.max_memory_allocated(device)
+    return max(0, peak - before - new_bytes(results, kept)) / 2**20
 
 
 class _Child:
@@ -155,14 +155,13 @@ def peak_mib(case: Case, contender: Contender, setting: Setting) -> float:
     before = _status_kib("VmRSS")
     results = call()
     peak = _status_kib("VmHWM")
-    # What fills the same results in every call has them already.
-    again = {tensor.data_ptr() for tensor in call()}
-    own = _bytes(tensor for tensor in results if tensor.data_ptr() not in again)
-    return max(0.0, (peak - before) / 1024 - own / 2**20)
+    return max(0.0, (peak - before) / 1024 - new_bytes(results, call()) / 2**20)
 
 
-def _bytes(results: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in results)
+def new_bytes(results: Iterable[Tensor], others: Iterable[Tensor]) -> int:
+    """Return the bytes of a call's results, but of those that another call has filled as well."""
+    filled = {tensor.data_ptr() for tensor in others}
+    return sum(t.numel() * t.element_size() for t in results if t.data_ptr() not in filled)
 
 
 def _status_kib(name: str) -> int:
